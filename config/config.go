@@ -1,0 +1,128 @@
+// Package config reads Tidegate's configuration: one TOML file, its conf.d folder, defaults and secrets by reference.
+//
+// It is strict: a key it does not know, a value of the wrong type, a contradiction or a key whose feature this build does
+// not have is an error with file, line and column, and all of them are reported at once (validate.go). Loading has no side
+// effects. The sections are plain structs with every default filled in, so that a reader of Config never asks what an
+// absent key means. Start reading here; load.go turns files into a Config, defaults.go holds every default.
+package config
+
+// Config is one whole configuration, valid and with defaults filled in.
+type Config struct {
+	// File is the main file it came from; empty for the built-in default.
+	File string `toml:"-"`
+	// Version of the file's face; 1.
+	Version int `toml:"version"`
+
+	Gateway   Gateway             `toml:"gateway"`
+	Log       Log                 `toml:"log"`
+	Listeners map[string]Listener `toml:"listener"`
+	Auth      Auth                `toml:"auth"`
+	Broker    Broker              `toml:"broker"`
+	Routes    map[string]Route    `toml:"route"`
+	Uplinks   map[string]Uplink   `toml:"uplink"`
+	Admin     *Admin              `toml:"admin"` // nil: off
+}
+
+// Gateway names this gateway and its folder.
+type Gateway struct {
+	// ID stands in client identifiers, topics and metrics. Default: the host name.
+	ID string `toml:"id"`
+	// DataDir holds everything that must survive a restart; absolute after loading.
+	DataDir string `toml:"data_dir"`
+}
+
+// Log says what is logged on standard error.
+type Log struct {
+	Level  string `toml:"level"`  // debug, info, warn or error
+	Format string `toml:"format"` // text or json
+}
+
+// Listener is one address on which devices speak MQTT.
+type Listener struct {
+	// Listen is a URL, mqtt://HOST:PORT; port 0 picks a free one, an empty host means every address.
+	Listen string `toml:"listen"`
+	// Anonymous admits clients without a user name on this listener; filled in from [auth] when absent.
+	Anonymous *bool `toml:"anonymous"`
+}
+
+// Auth says who may connect and what they may do.
+type Auth struct {
+	// Anonymous admits clients without a user name. Default: true while every listener is on loopback. Never nil after
+	// loading.
+	Anonymous *bool `toml:"anonymous"`
+	// UsersFile is the file of hashed users that `tidegate passwd` writes; empty: no users.
+	UsersFile string `toml:"users_file"`
+	// Rules are read in order; none at all: every authenticated user may do everything but $-topics and tidegate/#.
+	Rules []Rule `toml:"rule"`
+}
+
+// Rule is one [[auth.rule]]. {user} and {client} in a filter stand for the connected identity.
+type Rule struct {
+	User          string   `toml:"user"`
+	Publish       []string `toml:"publish"`
+	Subscribe     []string `toml:"subscribe"`
+	DenyPublish   []string `toml:"deny_publish"`
+	DenySubscribe []string `toml:"deny_subscribe"`
+}
+
+// Broker bounds the embedded MQTT broker.
+type Broker struct {
+	MaxClients    int      `toml:"max_clients"`
+	MaxPacket     Size     `toml:"max_packet"`
+	SessionExpiry Duration `toml:"session_expiry"` // upper bound for what a client may ask for
+	SessionQueue  Size     `toml:"session_queue"`  // undelivered QoS 1/2 kept for one session
+	MaxKeepAlive  Duration `toml:"max_keep_alive"`
+	RetainedLimit int      `toml:"retained_limit"` // retained messages, at most
+}
+
+// Route says what goes up and in what shape.
+type Route struct {
+	From   []string `toml:"from"`
+	Except []string `toml:"except"`
+	// To names uplinks; after loading it lists all of them when the key was absent.
+	To     []string `toml:"to"`
+	Topic  string   `toml:"topic"`  // template, default "{topic}"
+	QoS    int      `toml:"qos"`    // 1 or 2
+	Retain string   `toml:"retain"` // keep or clear
+	Lane   string   `toml:"lane"`   // normal or urgent
+}
+
+// Uplink is one cloud broker (or several addresses of it) and the buffer in front of it.
+type Uplink struct {
+	Servers  []string `toml:"servers"`   // mqtt:// or mqtts:// URLs, tried in order
+	Protocol string   `toml:"protocol"`  // "5" or "3.1.1"
+	ClientID string   `toml:"client_id"` // template of {gateway} and {uplink}; expanded after loading
+	Username string   `toml:"username"`
+	Password Secret   `toml:"password"`
+	CA       string   `toml:"ca"`
+	Cert     string   `toml:"cert"`
+	Key      string   `toml:"key"`
+
+	KeepAlive Duration `toml:"keep_alive"`
+	// MaxInFlight bounds unacknowledged messages; 0 is "auto": what the broker grants, at most 8192.
+	MaxInFlight InFlight `toml:"max_in_flight"`
+	// AckTimeout: no acknowledgement for the oldest message for that long drops the connection.
+	AckTimeout Duration `toml:"ack_timeout"`
+
+	Buffer   Buffer    `toml:"buffer"`
+	Commands []Command `toml:"command"`
+}
+
+// Buffer bounds what is kept on disk for one uplink.
+type Buffer struct {
+	MaxBytes Size   `toml:"max_bytes"`
+	WhenFull string `toml:"when_full"` // drop-oldest or refuse
+	// Sync is 0 for "always": an acknowledgement means it is on disk; else at most that much time is at risk.
+	Sync SyncInterval `toml:"sync"`
+}
+
+// Command maps topics of the cloud to local ones.
+type Command struct {
+	From string `toml:"from"` // filter at the cloud broker; {gateway} is expanded after loading
+	To   string `toml:"to"`   // template of the local topic
+}
+
+// Admin is the surface for metrics, health and administration.
+type Admin struct {
+	Listen string `toml:"listen"` // http://HOST:PORT
+}

@@ -1,0 +1,42 @@
+package config
+
+import (
+	"log/slog"
+	"time"
+)
+
+// Duration is a span of time written "250ms", "30s", "5m", "24h" or "7d".
+type Duration time.Duration
+
+// D returns d as the standard library's type.
+func (d Duration) D() time.Duration { return time.Duration(d) }
+
+// Size is a number of bytes written "64KiB", "2GiB" or "500MB".
+type Size int64
+
+// InFlight is a number of messages, or 0 for "auto".
+type InFlight int
+
+// SyncInterval is 0 for "always", else how long records may be at risk.
+type SyncInterval time.Duration
+
+// Secret is a password or key: { env = }, { file = }, { credential = } or a plain string. It prints as ***.
+type Secret struct{ value string }
+
+// NewSecret returns a secret that holds value.
+func NewSecret(value string) Secret { return Secret{value} }
+
+// Reveal returns the secret itself, to be handed to the peer and to nobody else.
+func (s Secret) Reveal() string { return s.value }
+
+// IsSet reports whether there is a secret.
+func (s Secret) IsSet() bool { return s.value != "" }
+
+// String hides the secret from formatted output.
+func (s Secret) String() string { return "***" }
+
+// GoString hides the secret from %#v.
+func (s Secret) GoString() string { return "***" }
+
+// LogValue hides the secret from logs.
+func (s Secret) LogValue() slog.Value { return slog.StringValue("***") }
