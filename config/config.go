@@ -3,7 +3,8 @@
 // It is strict: a key it does not know, a value of the wrong type, a contradiction or a key whose feature this build does
 // not have is an error with file, line and column, and all of them are reported at once (validate.go). Loading has no side
 // effects. The sections are plain structs with every default filled in, so that a reader of Config never asks what an
-// absent key means. Start reading here; load.go turns files into a Config, defaults.go holds every default.
+// absent key means. Start reading here; load.go turns files into a Config: parse.go makes a tree of nodes that know where
+// they stand (tree.go), decode.go maps it onto the structs, defaults.go holds every default, validate.go asks what it means.
 package config
 
 // Config is one whole configuration, valid and with defaults filled in.
@@ -21,6 +22,9 @@ type Config struct {
 	Routes    map[string]Route    `toml:"route"`
 	Uplinks   map[string]Uplink   `toml:"uplink"`
 	Admin     *Admin              `toml:"admin"` // nil: off
+
+	// Warnings are the problems that do not keep the gateway from running.
+	Warnings Problems `toml:"-"`
 }
 
 // Gateway names this gateway and its folder.
@@ -63,6 +67,8 @@ type Rule struct {
 	Subscribe     []string `toml:"subscribe"`
 	DenyPublish   []string `toml:"deny_publish"`
 	DenySubscribe []string `toml:"deny_subscribe"`
+	// At is where the rule stands.
+	At Place `toml:"-"`
 }
 
 // Broker bounds the embedded MQTT broker.

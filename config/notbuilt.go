@@ -1,0 +1,84 @@
+package config
+
+import "strings"
+
+// The features of the agreed file that this build does not have.
+const (
+	noTLS        = "TLS for listeners is not built yet"
+	noExternal   = "attaching to a broker of your own is not built yet; this build runs its embedded one"
+	noStages     = "filtering and changing messages on a route is not built yet"
+	noExpiry     = "discarding messages by age is not built yet"
+	noPreset     = "presets for cloud services are not built yet"
+	noRate       = "limiting rates is not built yet"
+	noOrder      = "sending fresh messages before the backlog is not built yet"
+	noBatch      = "batches are not built yet"
+	noEncryption = "encryption of the buffer is not built yet"
+	noReplay     = "keeping delivered records is not built yet"
+	noEngine     = "engines other than the built-in log are not built yet"
+	noCoAP       = "CoAP is not built yet"
+	noHTTP       = "the HTTP data surface is not built yet"
+	noOPCUA      = "OPC UA is not built yet"
+)
+
+// notBuiltKeys lists the keys of the agreed file that have no field in the structs, with * for a name the user chose.
+// A key under one of them is not looked at.
+func notBuiltKeys() map[string]string {
+	return map[string]string{
+		"listener.*.cert":        noTLS,
+		"listener.*.key":         noTLS,
+		"listener.*.client_ca":   noTLS,
+		"listener.*.crl":         noTLS,
+		"listener.*.client_auth": noTLS,
+		"listener.*.identity":    noTLS,
+		"listener.*.min_tls":     noTLS,
+
+		"broker.mode":             noExternal,
+		"broker.external":         noExternal,
+		"broker.max_connect_rate": noRate,
+
+		"coap":  noCoAP,
+		"http":  noHTTP,
+		"opcua": noOPCUA,
+
+		"route.*.where":    noStages,
+		"route.*.on_error": noStages,
+		"route.*.step":     noStages,
+		"route.*.expire":   noExpiry,
+
+		"uplink.*.preset":     noPreset,
+		"uplink.*.max_rate":   noRate,
+		"uplink.*.live_first": noOrder,
+		"uplink.*.batch":      noBatch,
+
+		"uplink.*.buffer.max_age":        noExpiry,
+		"uplink.*.buffer.encryption_key": noEncryption,
+		"uplink.*.buffer.keep_delivered": noReplay,
+		"uplink.*.buffer.engine":         noEngine,
+		"uplink.*.buffer.jetstream":      noEngine,
+
+		"admin.cert":      noTLS,
+		"admin.key":       noTLS,
+		"admin.client_ca": noTLS,
+	}
+}
+
+// notBuilt returns what to say about a key whose feature this build does not have.
+func notBuilt(shape string) (string, bool) {
+	what, ok := notBuiltKeys()[shape]
+	return what, ok
+}
+
+// notBuiltBelow returns the keys of the table at shape whose features this build does not have.
+func notBuiltBelow(shape string) []string {
+	var names []string
+	for key := range notBuiltKeys() {
+		name, ok := strings.CutPrefix(key, shape+".")
+		if shape == "" {
+			name, ok = key, true
+		}
+		if ok && !strings.Contains(name, ".") {
+			names = append(names, name)
+		}
+	}
+	return names
+}
