@@ -1,0 +1,193 @@
+package buffer
+
+import (
+	"fmt"
+	"time"
+)
+
+// Append takes all recs over, or none, and returns at once with the position of the last: Durable, Notify and Wait tell when they are on
+// disk. All of them stand in one frame, so after a crash either all are there or none. It fills in recs[i].Seq. The data are copied.
+//
+// Errors: ErrFull, ErrBusy, ErrTooLarge, ErrFailed, ErrClosed, ErrDropped; nothing was changed then.
+func (l *Log) Append(recs ...Record) (Pos, error) {
+	if len(recs) == 0 {
+		return 0, nil
+	}
+	if l.readOnly {
+		return 0, fmt.Errorf("append: %w", ErrReadOnly)
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if err := l.admit(recs); err != nil {
+		return 0, fmt.Errorf("append: %w", err)
+	}
+	now := time.Now().UnixMilli()
+	f := l.gatheringFrame(now)
+	before := int64(len(f.buf))
+	for i := range recs {
+		r := &recs[i]
+		q := r.Queue
+		if q.gather != f {
+			q.gather, q.entry = f, f.entry(q, l.epoch, q.next)
+		}
+		expires := int64(never)
+		if !r.Expires.IsZero() {
+			expires = r.Expires.UnixMilli()
+		}
+		r.Seq = q.next
+		f.add(q.entry, q.next, now, expires, r.Data)
+		q.next++
+		charge := chargeOf(r.Data)
+		q.pending += charge
+		if q.bound != nil {
+			q.bound.pending += charge
+		}
+	}
+	l.nextPos += uint64(len(recs))
+	added := int64(len(f.buf)) - before
+	f.waiting += added
+	l.gathered += added
+	l.wakeCommitter()
+	return l.nextPos - 1, nil
+}
+
+// admit checks that recs can be taken, all of them.
+func (l *Log) admit(recs []Record) error {
+	if err := l.appendable(); err != nil {
+		return err
+	}
+	var size int64
+	defer func() {
+		for i := range recs {
+			if q := recs[i].Queue; q != nil && q.bound != nil {
+				q.bound.need = 0
+			}
+		}
+	}()
+	for i := range recs {
+		q := recs[i].Queue
+		if q == nil || q.log != l {
+			return fmt.Errorf("record %d: no queue of this log: %w", i, ErrDropped)
+		}
+		if q.dropped {
+			return fmt.Errorf("queue %s: %w", q.name, ErrDropped)
+		}
+		if len(recs[i].Data) > MaxRecordBytes {
+			return fmt.Errorf("queue %s: %d bytes: %w", q.name, len(recs[i].Data), ErrTooLarge)
+		}
+		charge := chargeOf(recs[i].Data)
+		size += charge
+		if b := q.bound; b != nil {
+			b.need += charge
+			if err := b.admit(); err != nil {
+				return fmt.Errorf("queue %s: %w", q.name, err)
+			}
+		}
+	}
+	if l.gathered > 0 && l.gathered+size > l.o.GatherBytes {
+		return fmt.Errorf("%d bytes wait for the disk: %w", l.gathered, ErrBusy)
+	}
+	if size > maxFrameBytes {
+		return fmt.Errorf("%d bytes at once: %w", size, ErrTooLarge)
+	}
+	return nil
+}
+
+// appendable gives the error that keeps anything from being appended.
+func (l *Log) appendable() error {
+	switch {
+	case l.closing:
+		return ErrClosed
+	case l.failed != nil && isNoSpace(l.failed):
+		return fmt.Errorf("%w: %w", ErrFull, l.failed)
+	case l.failed != nil:
+		return fmt.Errorf("%w: %w", ErrFailed, l.failed)
+	}
+	return nil
+}
+
+// maxFrameBytes bounds what one Append may hold, well below what 32 bits can count.
+const maxFrameBytes = 4 * MaxRecordBytes
+
+// gatheringFrame gives the frame that takes new records.
+func (l *Log) gatheringFrame(now int64) *frameBuilder {
+	if n := len(l.gathering); n > 0 && len(l.gathering[n-1].buf) < l.frameLimitLocked() {
+		return l.gathering[n-1]
+	}
+	var buf []byte
+	if n := len(l.buffers); n > 0 {
+		buf, l.buffers = l.buffers[n-1], l.buffers[:n-1]
+	}
+	f := newFrame(frameCommit, buf, now)
+	f.first = l.nextPos
+	l.gathering = append(l.gathering, f)
+	return f
+}
+
+// frameLimit is the size at which a frame is closed: small segments get small frames.
+func (l *Log) frameLimit() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.frameLimitLocked()
+}
+
+func (l *Log) frameLimitLocked() int { return int(min(frameBytes, l.segmentSize()/4)) }
+
+// Bound limits the bytes of one or more queues.
+type Bound struct {
+	log    *Log
+	max    int64
+	policy Policy
+	queues []*Queue
+
+	// used is what the stored records are charged, pending what waits for the disk, need what is being admitted.
+	used, pending, need int64
+	// ceiling is the limit while the disk has no room, else 0.
+	ceiling int64
+}
+
+// NewBound makes a bound of maxBytes, which counts the data and a little for each record. Queues join it by QueueOptions.
+func (l *Log) NewBound(maxBytes int64, p Policy) *Bound {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	b := &Bound{log: l, max: max(maxBytes, 1), policy: p}
+	l.bounds = append(l.bounds, b)
+	return b
+}
+
+// Set changes the bound. Where it shrinks, DropOldest makes room with the next append.
+func (b *Bound) Set(maxBytes int64, p Policy) {
+	b.log.mu.Lock()
+	defer b.log.mu.Unlock()
+	b.max, b.policy = max(maxBytes, 1), p
+}
+
+// Used tells how many bytes are charged to the bound, those on the way to the disk included, and how many it allows.
+func (b *Bound) Used() (used, limit int64) {
+	b.log.mu.Lock()
+	defer b.log.mu.Unlock()
+	return b.used + b.pending, b.limit()
+}
+
+func (b *Bound) limit() int64 {
+	if b.ceiling > 0 {
+		return min(b.ceiling, b.max)
+	}
+	return b.max
+}
+
+// admit checks that need more bytes fit.
+func (b *Bound) admit() error {
+	switch limit := b.limit(); {
+	case b.need > b.max:
+		return fmt.Errorf("%d bytes, bound %d: %w", b.need, b.max, ErrTooLarge)
+	case b.used+b.pending+b.need <= limit:
+		return nil
+	case b.policy == Refuse:
+		return fmt.Errorf("%d of %d bytes used: %w", b.used+b.pending, limit, ErrFull)
+	case b.pending+b.need > limit:
+		// What waits for the disk cannot be evicted yet.
+		return fmt.Errorf("%d bytes of the bound wait for the disk: %w", b.pending, ErrBusy)
+	}
+	return nil
+}

@@ -1,0 +1,297 @@
+package buffer
+
+import (
+	"errors"
+	"fmt"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// collector gathers what OnDrop tells.
+type collector struct {
+	got map[Reason]map[string][]Seq
+}
+
+func newCollector() *collector { return &collector{got: map[Reason]map[string][]Seq{}} }
+
+func (c *collector) onDrop(q *Queue, why Reason, recs []Rec) {
+	if c.got[why] == nil {
+		c.got[why] = map[string][]Seq{}
+	}
+	for _, r := range recs {
+		if why == Evicted && string(r.Data[:len(q.Name())]) != q.Name() {
+			r.Seq = 0 // a wrong record: the test finds it
+		}
+		c.got[why][q.Name()] = append(c.got[why][q.Name()], r.Seq)
+	}
+}
+
+func filled(name string, size int) []byte {
+	return append([]byte(name), make([]byte, size-len(name))...)
+}
+
+func TestDropOldestTakesTheFirstLaneFirst(t *testing.T) {
+	m := newMemFS()
+	l := openLog(t, "/log", Options{FS: m, SegmentBytes: 16 << 10})
+	c := newCollector()
+	b := l.NewBound(64<<10, DropOldest)
+	normal := queueOf(t, l, "normal", QueueOptions{Bound: b, OnDrop: c.onDrop})
+	urgent := queueOf(t, l, "urgent", QueueOptions{Bound: b, OnDrop: c.onDrop})
+	for range 20 {
+		put(t, l, Record{Queue: urgent, Data: filled("urgent", 1000)})
+	}
+	for i := range 200 {
+		put(t, l, Record{Queue: normal, Data: filled("normal", 1000)})
+		if used, limit := b.Used(); used > limit {
+			t.Fatalf("after %d records: %d of %d bytes used", i, used, limit)
+		}
+	}
+	evicted := c.got[Evicted]["normal"]
+	for i, seq := range evicted {
+		if seq != Seq(i+1) {
+			t.Fatalf("evicted %v: not the oldest in order", evicted)
+		}
+	}
+	if len(c.got[Evicted]["urgent"]) != 0 {
+		t.Fatal("the urgent lane lost records while the normal one had some")
+	}
+	got := drain(t, normal, 0)
+	if len(got)+len(evicted) != 200 || len(got) < 35 {
+		t.Fatalf("%d are there, %d were evicted of 200", len(got), len(evicted))
+	}
+	if got := normal.Ack(evicted[0]); len(got) != 0 {
+		t.Fatal("an evicted record was acknowledged")
+	}
+	if len(drain(t, urgent, 0)) != 20 {
+		t.Fatal("urgent records are missing")
+	}
+	// Only urgent ones now: they push out their own.
+	normal.Purge()
+	for range 80 {
+		put(t, l, Record{Queue: urgent, Data: filled("urgent", 1000)})
+	}
+	if n := len(c.got[Evicted]["urgent"]); n == 0 || len(drain(t, urgent, 0))+n != 100 {
+		t.Fatalf("%d urgent records evicted", n)
+	}
+	if st := normal.Stats(); st.Evicted != uint64(len(evicted)) || st.Purged != uint64(len(got)) || len(c.got[Purged]["normal"]) != len(got) {
+		t.Fatalf("stats %+v, want %d evicted and %d purged", st, len(evicted), len(got))
+	}
+}
+
+func TestRefuse(t *testing.T) {
+	l := openLog(t, "/log", Options{FS: newMemFS(), SegmentBytes: 16 << 10})
+	b := l.NewBound(10<<10, Refuse)
+	full := queueOf(t, l, "full", QueueOptions{Bound: b})
+	other := queueOf(t, l, "other", QueueOptions{})
+	n := 0
+	for ; ; n++ {
+		p, err := l.Append(Record{Queue: full, Data: make([]byte, 1000)})
+		if errors.Is(err, ErrFull) {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = l.Wait(t.Context(), p)
+	}
+	if n != 10 {
+		t.Fatalf("%d records of 1016 bytes fit in 10240", n)
+	}
+	before := other.Stats().Next
+	if _, err := l.Append(Record{Queue: other, Data: []byte("x")}, Record{Queue: full, Data: make([]byte, 1000)}); !errors.Is(err, ErrFull) {
+		t.Fatalf("a full queue of two: %v", err)
+	}
+	if other.Stats().Next != before {
+		t.Fatal("a refused append used up a sequence")
+	}
+	if _, err := l.Append(Record{Queue: full, Data: make([]byte, 11<<10)}); !errors.Is(err, ErrTooLarge) {
+		t.Fatalf("larger than the bound: %v", err)
+	}
+	if _, err := l.Append(Record{Queue: other, Data: make([]byte, MaxRecordBytes+1)}); !errors.Is(err, ErrTooLarge) {
+		t.Fatalf("larger than any record: %v", err)
+	}
+	full.Ack(1)
+	put(t, l, Record{Queue: full, Data: make([]byte, 1000)})
+}
+
+func TestBusyWhileTheDiskIsSlow(t *testing.T) {
+	m := newMemFS()
+	l := openLog(t, "/log", Options{FS: m, GatherBytes: 64 << 10})
+	q := queueOf(t, l, "q", QueueOptions{})
+	put(t, l, Record{Queue: q, Data: []byte("first")})
+	hold := make(chan struct{})
+	m.setFault(func(op, _ string) error {
+		if op == "sync" {
+			m.mu.Unlock()
+			<-hold
+			m.mu.Lock()
+		}
+		return nil
+	})
+	var last Pos
+	for n := 0; ; n++ {
+		p, err := l.Append(Record{Queue: q, Data: make([]byte, 1000)})
+		if errors.Is(err, ErrBusy) {
+			break
+		}
+		if err != nil || n > 200 {
+			t.Fatalf("after %d records: %v", n, err)
+		}
+		last = p
+	}
+	if l.Durable(last) {
+		t.Fatal("durable before the fsync")
+	}
+	m.setFault(nil)
+	close(hold)
+	if err := l.Wait(t.Context(), last); err != nil {
+		t.Fatal(err)
+	}
+	put(t, l, Record{Queue: q, Data: []byte("again")})
+}
+
+// TestLargeRecord stores records larger than a segment.
+func TestLargeRecord(t *testing.T) {
+	m := newMemFS()
+	l := openLog(t, "/log", Options{FS: m, SegmentBytes: 16 << 10})
+	q := queueOf(t, l, "q", QueueOptions{})
+	big := payload(1, 3<<20)
+	put(t, l, Record{Queue: q, Data: []byte("small")}, Record{Queue: q, Data: big})
+	put(t, l, Record{Queue: q, Data: []byte("after")})
+	got := drain(t, q, 0)
+	if got[2] != string(big) || got[3] != "after" {
+		t.Fatal("the large record is not there")
+	}
+	q.Ack(1, 2, 3)
+}
+
+// TestDiskBound fills one queue and drains another: the files stay near the sum of the bounds, though the stuck queue has records in each.
+func TestDiskBound(t *testing.T) {
+	m := newMemFS()
+	const segment, bound = 16 << 10, 128 << 10
+	l := openLog(t, "/log", Options{FS: m, SegmentBytes: segment})
+	stuck := queueOf(t, l, "stuck", QueueOptions{Bound: l.NewBound(bound, DropOldest)})
+	busy := queueOf(t, l, "busy", QueueOptions{Bound: l.NewBound(bound, Refuse)})
+	var want []Seq
+	for i := range 4000 {
+		recs := []Record{{Queue: busy, Data: payload(i, 200)}}
+		if i%50 == 0 {
+			recs = append(recs, Record{Queue: stuck, Data: payload(i, 300)})
+		}
+		put(t, l, recs...)
+		busy.Ack(recs[0].Seq)
+		if len(recs) == 2 {
+			want = append(want, recs[1].Seq)
+		}
+		if st := l.Stats(); st.Bytes > 2*bound+6*segment {
+			t.Fatalf("after %d appends %d bytes on disk: %+v", i, st.Bytes, st)
+		}
+	}
+	if l.Stats().RelocatedBytes == 0 {
+		t.Fatal("nothing was relocated")
+	}
+	check := func() {
+		t.Helper()
+		i := 0
+		if err := stuck.Scan(0, func(r Rec) bool {
+			if r.Seq != want[i] || string(r.Data) != string(payload(50*i, 300)) {
+				t.Fatalf("record %d is %d", i, r.Seq)
+			}
+			i++
+			return true
+		}); err != nil {
+			t.Fatal(err)
+		}
+		if i != len(want) {
+			t.Fatalf("%d of %d records", i, len(want))
+		}
+	}
+	check()
+	c := m.kill()
+	_ = l.Close()
+	l = openLog(t, "/log", Options{FS: c, SegmentBytes: segment})
+	stuck = queueOf(t, l, "stuck", QueueOptions{})
+	check()
+	if st := l.Stats(); st.Damaged != 0 {
+		t.Fatalf("%d damaged", st.Damaged)
+	}
+}
+
+// TestManyRestarts leaves one record per start: the small segments are joined.
+func TestManyRestarts(t *testing.T) {
+	m := newMemFS()
+	const starts = 3 * crowded
+	for i := range starts {
+		l := openLog(t, "/log", Options{FS: m})
+		q := queueOf(t, l, "q", QueueOptions{Bound: l.NewBound(8<<20, Refuse)})
+		put(t, l, Record{Queue: q, Data: payload(i, 100)})
+		if err := l.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	l := openLog(t, "/log", Options{FS: m})
+	q := queueOf(t, l, "q", QueueOptions{})
+	if got := drain(t, q, 0); len(got) != starts {
+		t.Fatalf("%d records", len(got))
+	}
+	if st := l.Stats(); st.Segments > crowded+5 || st.Bytes > 1<<20 {
+		t.Fatalf("%d segments with %d bytes", st.Segments, st.Bytes)
+	}
+}
+
+// TestDiskFull fills the disk: drop-oldest goes on with what there is, refuse refuses, and both heal when room returns.
+func TestDiskFull(t *testing.T) {
+	for _, policy := range []Policy{DropOldest, Refuse} {
+		t.Run(fmt.Sprint(policy), func(t *testing.T) {
+			m := newMemFS()
+			m.setRoom(200 << 10)
+			l := openLog(t, "/log", Options{FS: m, SegmentBytes: 32 << 10})
+			q := queueOf(t, l, "q", QueueOptions{Bound: l.NewBound(100<<20, policy)})
+			var last Seq
+			refused := 0
+			for i := range 1000 {
+				recs := []Record{{Queue: q, Data: payload(i, 1000)}}
+				p, err := l.Append(recs...)
+				if err == nil {
+					err = l.Wait(t.Context(), p)
+				}
+				if err != nil {
+					if !errors.Is(err, ErrFull) && !errors.Is(err, ErrBusy) && !errors.Is(err, syscall.ENOSPC) {
+						t.Fatal(err)
+					}
+					refused++
+					time.Sleep(time.Millisecond)
+					continue
+				}
+				last = recs[0].Seq
+			}
+			got := drain(t, q, 0)
+			if got[last] == "" || len(got) < 60 {
+				t.Fatalf("%d records are there, the last (%d): %v", len(got), last, got[last] != "")
+			}
+			if policy == DropOldest && refused > 100 || policy == Refuse && (refused < 500 || len(got)+refused != 1000) {
+				t.Fatalf("%d refused, %d stored", refused, len(got))
+			}
+			// Draining makes room, or the operator does.
+			if policy == Refuse {
+				for seq := range got {
+					q.Ack(seq)
+				}
+			} else {
+				m.setRoom(0)
+			}
+			deadline := time.Now().Add(20 * time.Second)
+			for {
+				p, err := l.Append(Record{Queue: q, Data: make([]byte, 1000)})
+				if err == nil && l.Wait(t.Context(), p) == nil {
+					break
+				}
+				if time.Now().After(deadline) {
+					t.Fatalf("still refused: %v", err)
+				}
+				time.Sleep(5 * time.Millisecond)
+			}
+		})
+	}
+}

@@ -1,0 +1,302 @@
+package buffer
+
+import (
+	"encoding/binary"
+	"fmt"
+	"math"
+)
+
+// Contents of the sections.
+//
+// records: the records one after the other, then the index (its length stands in the section header), which tells what the section
+// holds without decoding the records.
+//
+//	record:  entry uvarint | skip uvarint | received varint (less base time) | expires uvarint | length uvarint | data
+//	index:   entries uvarint | { queue uvarint | epochs back uvarint | first uvarint | last-first uvarint | count uvarint | bytes uvarint } ...
+//
+// "entry" is the record's number in the index. "skip" counts the sequences left out since the entry's record before it: 0 as appended,
+// more where records were moved. "epochs back" is the segment's epoch less the record's. "expires" is 0 for never, else 1 + zigzag
+// (expires less base time). "bytes" sums the data.
+//
+// queues, cursors: the state of queues.
+//
+//	next queue uvarint | { queue uvarint | flags 1 | [name: length uvarint, bytes] | floor uvarint | next-floor uvarint | evicted uvarint |
+//	damaged uvarint | spans uvarint | { gap uvarint | length uvarint } ... } ...
+//
+// Everything up to "floor" and in the spans is done with: acknowledged, evicted, purged, lost. A span begins "gap" behind the end of
+// the one before (or the floor).
+//
+// extents: where the records of this segment lie.
+//
+//	{ queue uvarint | first uvarint | last-first uvarint | start uvarint | end-start uvarint | count uvarint | bytes uvarint | expires varint } ...
+//
+// "bytes" is here what the records are charged to their bound.
+const (
+	stateNamed   = 1
+	stateDropped = 2
+
+	// never stands for "does not expire" in memory; it is larger than every time.
+	never = math.MaxInt64
+)
+
+// indexEntry is what one section holds of one queue.
+type indexEntry struct {
+	queue       uint64
+	epoch       uint64
+	first, last Seq
+	count       uint64
+	bytes       uint64
+}
+
+// decoder reads numbers and remembers the first failure.
+type decoder struct {
+	b   []byte
+	bad bool
+}
+
+func (d *decoder) uvarint() uint64 {
+	if len(d.b) > 0 && d.b[0] < 0x80 {
+		v := uint64(d.b[0])
+		d.b = d.b[1:]
+		return v
+	}
+	v, n := binary.Uvarint(d.b)
+	if n <= 0 {
+		d.bad, d.b = true, nil
+		return 0
+	}
+	d.b = d.b[n:]
+	return v
+}
+
+func (d *decoder) varint() int64 {
+	u := d.uvarint()
+	return int64(u>>1) ^ -int64(u&1)
+}
+
+func (d *decoder) bytes(n uint64) []byte {
+	if n > uint64(len(d.b)) {
+		d.bad, d.b = true, nil
+		return nil
+	}
+	v := d.b[:n:n]
+	d.b = d.b[n:]
+	return v
+}
+
+func appendRecord(b []byte, entry int, skip uint64, received, expires int64, data []byte) []byte {
+	b = binary.AppendUvarint(b, uint64(entry))
+	b = binary.AppendUvarint(b, skip)
+	b = binary.AppendVarint(b, received)
+	if expires == never {
+		b = append(b, 0)
+	} else {
+		b = binary.AppendUvarint(b, 1+(uint64(expires<<1)^uint64(expires>>63)))
+	}
+	b = binary.AppendUvarint(b, uint64(len(data)))
+	return append(b, data...)
+}
+
+func appendIndex(b []byte, epoch uint64, entries []indexEntry) []byte {
+	b = binary.AppendUvarint(b, uint64(len(entries)))
+	for i := range entries {
+		e := &entries[i]
+		b = binary.AppendUvarint(b, e.queue)
+		b = binary.AppendUvarint(b, epoch-e.epoch)
+		b = binary.AppendUvarint(b, uint64(e.first))
+		b = binary.AppendUvarint(b, uint64(e.last-e.first))
+		b = binary.AppendUvarint(b, e.count)
+		b = binary.AppendUvarint(b, e.bytes)
+	}
+	return b
+}
+
+// decodeIndex reads the index of a records section into dst.
+func decodeIndex(dst []indexEntry, s section, epoch uint64) ([]indexEntry, error) {
+	if !s.plain() {
+		return dst, fmt.Errorf("records with codec %d, key slot %d: %w", s.codec, s.keySlot, errBadContent)
+	}
+	d := decoder{b: s.bytes[s.raw-s.index:]}
+	n := d.uvarint()
+	if n > uint64(len(d.b)) {
+		return dst, fmt.Errorf("index: %w", errBadContent)
+	}
+	for range n {
+		e := indexEntry{queue: d.uvarint(), epoch: epoch - d.uvarint(), first: Seq(d.uvarint())}
+		e.last = e.first + Seq(d.uvarint())
+		e.count, e.bytes = d.uvarint(), d.uvarint()
+		if d.bad || e.last < e.first || e.first == 0 || e.count == 0 || e.count-1 > uint64(e.last-e.first) {
+			return dst, fmt.Errorf("index: %w", errBadContent)
+		}
+		dst = append(dst, e)
+	}
+	if len(d.b) != 0 {
+		return dst, fmt.Errorf("index: %w", errBadContent)
+	}
+	return dst, nil
+}
+
+// decodeRecords appends the records of queue with lo <= sequence <= hi to dst. Their data alias the section.
+func decodeRecords(dst []Rec, s section, entries []indexEntry, base int64, queue uint64, lo, hi Seq) ([]Rec, error) {
+	wanted := false
+	last := make([]Seq, 0, 8)
+	for i := range entries {
+		e := &entries[i]
+		wanted = wanted || e.queue == queue && e.first <= hi && e.last >= lo
+		last = append(last, e.first-1)
+	}
+	if !wanted {
+		return dst, nil
+	}
+	d := decoder{b: s.bytes[:s.raw-s.index]}
+	for range s.count {
+		entry, skip, received, expires := d.uvarint(), d.uvarint(), d.varint(), d.uvarint()
+		data := d.bytes(d.uvarint())
+		if d.bad || entry >= uint64(len(entries)) {
+			return dst, fmt.Errorf("record: %w", errBadContent)
+		}
+		seq := last[entry] + 1 + Seq(skip)
+		last[entry] = seq
+		e := &entries[entry]
+		if e.queue != queue || seq < lo || seq > hi {
+			continue
+		}
+		r := Rec{Seq: seq, Epoch: e.epoch, Data: data, received: base + received, expires: never}
+		if expires != 0 {
+			expires--
+			r.expires = base + (int64(expires>>1) ^ -int64(expires&1))
+		}
+		dst = append(dst, r)
+	}
+	if len(d.b) != 0 {
+		return dst, fmt.Errorf("records: %w", errBadContent)
+	}
+	return dst, nil
+}
+
+// queueState is what the log remembers of a queue apart from its records.
+type queueState struct {
+	id      uint64
+	name    string // empty in a cursor that leaves it out
+	dropped bool
+	done    seqSet
+	next    Seq
+	evicted uint64
+	damaged uint64
+}
+
+func appendQueueState(b []byte, q *queueState, named bool) []byte {
+	b = binary.AppendUvarint(b, q.id)
+	var flags byte
+	if named {
+		flags |= stateNamed
+	}
+	if q.dropped {
+		flags |= stateDropped
+	}
+	b = append(b, flags)
+	if named {
+		b = binary.AppendUvarint(b, uint64(len(q.name)))
+		b = append(b, q.name...)
+	}
+	b = binary.AppendUvarint(b, uint64(q.done.floor))
+	b = binary.AppendUvarint(b, uint64(q.next-q.done.floor))
+	b = binary.AppendUvarint(b, q.evicted)
+	b = binary.AppendUvarint(b, q.damaged)
+	b = binary.AppendUvarint(b, uint64(len(q.done.spans)))
+	at := q.done.floor
+	for _, s := range q.done.spans {
+		b = binary.AppendUvarint(b, uint64(s.lo-at))
+		b = binary.AppendUvarint(b, uint64(s.hi-s.lo))
+		at = s.hi
+	}
+	return b
+}
+
+// decodeQueueStates reads a section of queues or cursors.
+func decodeQueueStates(s section) (nextID uint64, states []queueState, err error) {
+	if !s.plain() {
+		return 0, nil, fmt.Errorf("queues: %w", errBadContent)
+	}
+	d := decoder{b: s.bytes}
+	nextID = d.uvarint()
+	for range s.count {
+		q := queueState{id: d.uvarint()}
+		flags := d.bytes(1)
+		if d.bad {
+			break
+		}
+		q.dropped = flags[0]&stateDropped != 0
+		if flags[0]&stateNamed != 0 {
+			q.name = string(d.bytes(d.uvarint()))
+		}
+		q.done.floor = Seq(d.uvarint())
+		q.next = q.done.floor + Seq(d.uvarint())
+		q.evicted, q.damaged = d.uvarint(), d.uvarint()
+		n := d.uvarint()
+		if d.bad || n > uint64(len(d.b)) {
+			d.bad = true
+			break
+		}
+		at := q.done.floor
+		for range n {
+			lo := at + Seq(d.uvarint())
+			hi := lo + Seq(d.uvarint())
+			if d.bad || lo <= at || hi < lo {
+				return 0, nil, fmt.Errorf("queues: %w", errBadContent)
+			}
+			q.done.spans = append(q.done.spans, span{lo, hi})
+			at = hi
+		}
+		states = append(states, q)
+	}
+	if d.bad || len(d.b) != 0 {
+		return 0, nil, fmt.Errorf("queues: %w", errBadContent)
+	}
+	return nextID, states, nil
+}
+
+// extentState is an extent as the seal frame keeps it.
+type extentState struct {
+	queue       uint64
+	first, last Seq
+	start, end  int64
+	count       uint64
+	bytes       uint64
+	expires     int64
+}
+
+func appendExtent(b []byte, e extentState) []byte {
+	b = binary.AppendUvarint(b, e.queue)
+	b = binary.AppendUvarint(b, uint64(e.first))
+	b = binary.AppendUvarint(b, uint64(e.last-e.first))
+	b = binary.AppendUvarint(b, uint64(e.start))
+	b = binary.AppendUvarint(b, uint64(e.end-e.start))
+	b = binary.AppendUvarint(b, e.count)
+	b = binary.AppendUvarint(b, e.bytes)
+	return binary.AppendVarint(b, e.expires)
+}
+
+func decodeExtents(s section) ([]extentState, error) {
+	if !s.plain() {
+		return nil, fmt.Errorf("extents: %w", errBadContent)
+	}
+	d := decoder{b: s.bytes}
+	var es []extentState
+	for range s.count {
+		e := extentState{queue: d.uvarint(), first: Seq(d.uvarint())}
+		e.last = e.first + Seq(d.uvarint())
+		start, length := d.uvarint(), d.uvarint()
+		e.start, e.end = int64(start), int64(start+length)
+		e.count, e.bytes = d.uvarint(), d.uvarint()
+		e.expires = d.varint()
+		if d.bad || e.first == 0 || e.last < e.first || e.start < dataStart || e.end <= e.start || e.count == 0 {
+			return nil, fmt.Errorf("extents: %w", errBadContent)
+		}
+		es = append(es, e)
+	}
+	if len(d.b) != 0 {
+		return nil, fmt.Errorf("extents: %w", errBadContent)
+	}
+	return es, nil
+}

@@ -1,0 +1,364 @@
+package buffer
+
+import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
+	"strings"
+	"testing"
+)
+
+// sample makes a log of two queues with frames of known contents and gives its files: closed in order, or as a killed process leaves them.
+func sample(t *testing.T, frames int, closed bool) (*memFS, map[string]map[Seq]string) {
+	t.Helper()
+	m := newMemFS()
+	l, err := Open("/log", Options{FS: m, SegmentBytes: 8 << 10})
+	if err != nil {
+		t.Fatal(err)
+	}
+	a, b := queueOf(t, l, "a", QueueOptions{}), queueOf(t, l, "b", QueueOptions{})
+	want := map[string]map[Seq]string{"a": {}, "b": {}}
+	for i := range frames {
+		recs := []Record{
+			{Queue: a, Data: payload(i, 10+i)}, {Queue: b, Data: payload(1000+i, 20)}, {Queue: a, Data: payload(2000+i, 5)},
+		}
+		put(t, l, recs...)
+		for _, r := range recs {
+			want[r.Queue.Name()][r.Seq] = string(r.Data)
+		}
+	}
+	if !closed {
+		out := m.copyFS()
+		if err := l.Close(); err != nil {
+			t.Fatal(err)
+		}
+		return out, want
+	}
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return m.copyFS(), want
+}
+
+// readAll opens the log, reads all queues and returns what was found; nothing may be wrong, whatever is missing.
+func readAll(t *testing.T, m *memFS, want map[string]map[Seq]string) (found map[string]map[Seq]string, damaged uint64) {
+	t.Helper()
+	l, err := Open("/log", Options{FS: m, SegmentBytes: 8 << 10})
+	if err != nil {
+		t.Fatalf("open: %v", err)
+	}
+	defer func() {
+		if err := l.Close(); err != nil {
+			t.Fatalf("close: %v", err)
+		}
+	}()
+	found = map[string]map[Seq]string{}
+	for _, st := range l.Queues() {
+		if want[st.Name] == nil {
+			t.Fatalf("there is a queue %q", st.Name)
+		}
+		found[st.Name] = map[Seq]string{}
+		last := Seq(0)
+		err := l.Lookup(st.Name).Scan(0, func(r Rec) bool {
+			if r.Seq <= last {
+				t.Fatalf("%s: record %d behind %d", st.Name, r.Seq, last)
+			}
+			last = r.Seq
+			if string(r.Data) != want[st.Name][r.Seq] {
+				t.Fatalf("%s: record %d is %.20q, want %.20q", st.Name, r.Seq, r.Data, want[st.Name][r.Seq])
+			}
+			found[st.Name][r.Seq] = string(r.Data)
+			return true
+		})
+		if err != nil {
+			t.Fatalf("%s: %v", st.Name, err)
+		}
+	}
+	return found, l.Stats().Damaged
+}
+
+// lostOf counts the records that were not found.
+func lostOf(want, found map[string]map[Seq]string) uint64 {
+	var n uint64
+	for name, recs := range want {
+		n += uint64(len(recs) - len(found[name]))
+	}
+	return n
+}
+
+// segmentFiles gives the segment files of a file system, and the length of what is used of them.
+func segmentFiles(m *memFS) map[string]int {
+	out := map[string]int{}
+	for path, f := range m.names {
+		if strings.HasSuffix(path, segmentSuffix) {
+			used := len(bytes.TrimRight(f.data, "\x00"))
+			out[path] = min(used+16, len(f.data))
+		}
+	}
+	return out
+}
+
+// TestFlippedBit flips one bit at every byte of a small log, both closed and killed: it opens, loses at most the records of the frame
+// that was hit, and never gives a wrong byte.
+func TestFlippedBit(t *testing.T) {
+	for _, closed := range []bool{true, false} {
+		name := map[bool]string{true: "closed", false: "killed"}[closed]
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			m, want := sample(t, 8, closed)
+			if found, damaged := readAll(t, m.copyFS(), want); lostOf(want, found) != 0 || damaged != 0 {
+				t.Fatal("the untouched log is not whole")
+			}
+			for path, size := range segmentFiles(m) {
+				for at := range size {
+					c := m.copyFS()
+					c.names[path].data[at] ^= 1 << (at % 8)
+					found, damaged := readAll(t, c, want)
+					lost := lostOf(want, found)
+					if lost > 3 {
+						t.Fatalf("bit %d of byte %d of %s: %d records lost, a frame has 3", at%8, at, path, lost)
+					}
+					// A killed log does not know what its last frame held.
+					if closed && damaged != lost || damaged > lost {
+						t.Fatalf("byte %d of %s: %d records lost, %d counted", at, path, lost, damaged)
+					}
+					if again, _ := readAll(t, c, want); lostOf(want, again) != lost {
+						t.Fatalf("byte %d of %s: the second start finds other records than the first", at, path)
+					}
+				}
+			}
+		})
+	}
+}
+
+// TestCutAtEveryByte cuts the log at every byte, filling the rest with zeros or with other bytes: what stands before the cut is found, and
+// what is appended then too.
+func TestCutAtEveryByte(t *testing.T) {
+	m, want := sample(t, 6, false)
+	for path, size := range segmentFiles(m) {
+		for _, fill := range []byte{0, 0xa5} {
+			for at := dataStart; at < size; at++ {
+				c := m.copyFS()
+				data := c.names[path].data
+				for i := at; i < len(data); i++ {
+					data[i] = fill
+				}
+				frames := goodFrames(t, m.names[path], at)
+				if whole := goodFrames(t, c.names[path], len(data)); whole == frames+1 {
+					frames = whole // the frame that is cut ended in such bytes
+				}
+				checkCut(t, c, want, frames, fmt.Sprintf("%s cut at %d, then %#x", path, at, fill))
+			}
+		}
+	}
+}
+
+// goodFrames counts the commits that end at or before a byte.
+func goodFrames(t *testing.T, f *memFile, limit int) int {
+	t.Helper()
+	h, version := readSegmentHeader(f.data)
+	if version == 0 {
+		t.Fatal("no header")
+	}
+	var w window
+	w.reset(f, h.salt)
+	n := 0
+	for off := int64(dataStart); ; {
+		h, _, err := w.frame(off, int64(len(f.data)), true)
+		if err != nil || off+h.total() > int64(limit) {
+			return n
+		}
+		if off += h.total(); h.kind == frameCommit && h.count > 0 {
+			n++
+		}
+	}
+}
+
+func checkCut(t *testing.T, c *memFS, want map[string]map[Seq]string, frames int, what string) {
+	t.Helper()
+	l, err := Open("/log", Options{FS: c, SegmentBytes: 8 << 10})
+	if err != nil {
+		t.Fatalf("%s: %v", what, err)
+	}
+	defer func() { _ = l.Close() }()
+	got := 0
+	for _, name := range []string{"a", "b"} {
+		if frames == 0 {
+			break // the names may be gone with the checkpoints
+		}
+		q := queueOf(t, l, name, QueueOptions{})
+		if err := q.Scan(0, func(r Rec) bool {
+			if string(r.Data) != want[name][r.Seq] {
+				t.Fatalf("%s: record %d of %s is wrong", what, r.Seq, name)
+			}
+			got++
+			return true
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got != 3*frames {
+		t.Fatalf("%s: %d records, want %d", what, got, 3*frames)
+	}
+	q := queueOf(t, l, "a", QueueOptions{})
+	rec := []Record{{Queue: q, Data: []byte("new")}}
+	put(t, l, rec...)
+	seen := false
+	if err := q.Scan(rec[0].Seq-1, func(r Rec) bool {
+		seen = string(r.Data) == "new"
+		return true
+	}); err != nil || !seen {
+		t.Fatalf("%s: the new record is not there: %v", what, err)
+	}
+}
+
+// TestFlippedBitInSegments flips bits here and there in a log of several segments with acknowledged records in it, that was closed.
+func TestFlippedBitInSegments(t *testing.T) {
+	m, want := sample(t, 150, true)
+	files := segmentFiles(m)
+	if len(files) < 3 {
+		t.Fatalf("only %d segments", len(files))
+	}
+	i := 0
+	for path, size := range files {
+		for at := 0; at < size; at += 37 {
+			i++
+			c := m.copyFS()
+			c.names[path].data[at] ^= 1 << (i % 8)
+			found, damaged := readAll(t, c, want)
+			if lost := lostOf(want, found); lost > 3 || damaged != lost {
+				t.Fatalf("bit %d of byte %d of %s: %d records lost, %d counted, a frame has 3", i%8, at, path, lost, damaged)
+			}
+		}
+	}
+}
+
+// TestFlippedBitAfterFreeing flips bits in a killed log whose first segments were acknowledged and freed: a lost cursor makes
+// records come back, it does not make the freed ones look lost.
+func TestFlippedBitAfterFreeing(t *testing.T) {
+	m := newMemFS()
+	l := openLog(t, "/log", Options{FS: m, SegmentBytes: 8 << 10})
+	q := queueOf(t, l, "a", QueueOptions{Bound: l.NewBound(1<<20, Refuse)}) // roomy: nothing is relocated
+	want := map[string]map[Seq]string{"a": {}}
+	for i := range 120 {
+		recs := []Record{{Queue: q, Data: payload(i, 300)}}
+		put(t, l, recs...)
+		want["a"][recs[0].Seq] = string(recs[0].Data)
+		if i == 110 {
+			for seq := range Seq(100) {
+				q.Ack(seq + 1)
+			}
+			for l.Stats().Segments > 4 {
+				put(t, l, Record{Queue: queueOf(t, l, "b", QueueOptions{})})
+			}
+		}
+	}
+	want["b"] = map[Seq]string{}
+	m = m.copyFS()
+	for path, size := range segmentFiles(m) {
+		for at := 0; at < size; at += 3 {
+			c := m.copyFS()
+			c.names[path].data[at] ^= 1 << (at % 8)
+			found, damaged := readAll(t, c, want)
+			lost := 0
+			for seq := Seq(101); seq <= 120; seq++ {
+				if found["a"][seq] == "" {
+					lost++
+				}
+			}
+			if lost > 1 || damaged > 1 {
+				t.Fatalf("byte %d of %s: %d records lost, %d counted, a frame has 1", at, path, lost, damaged)
+			}
+		}
+	}
+}
+
+// TestLostHeader damages both copies of a segment's header: the file is put aside, the rest opens, the loss is counted.
+func TestLostHeader(t *testing.T) {
+	m, want := sample(t, 150, true)
+	first := ""
+	for path := range segmentFiles(m) {
+		if first == "" || path < first {
+			first = path
+		}
+	}
+	m.names[first].data[9]++
+	m.names[first].data[headerCopyAt+9]++
+	found, damaged := readAll(t, m, want)
+	if lost := lostOf(want, found); lost == 0 || lost != damaged || lost > 150 {
+		t.Fatalf("%d records lost, %d counted", lost, damaged)
+	}
+	kept := 0
+	for path := range m.names {
+		if strings.Contains(path, quarantineDir) {
+			kept++
+		}
+	}
+	if kept != 1 {
+		t.Fatalf("%d files put aside", kept)
+	}
+}
+
+// TestNewerFormat: a log of a later version is not touched.
+func TestNewerFormat(t *testing.T) {
+	m, _ := sample(t, 2, true)
+	for path, f := range m.names {
+		if strings.HasSuffix(path, segmentSuffix) {
+			for _, at := range []int{0, headerCopyAt} {
+				b := f.data[at:]
+				b[4] = formatVersion + 1
+				binary.LittleEndian.PutUint32(b[60:], checksum(0, b[:60]))
+			}
+		}
+	}
+	before := fmt.Sprint(segmentFiles(m))
+	if _, err := Open("/log", Options{FS: m}); err == nil || !strings.Contains(err.Error(), "format 2") {
+		t.Fatalf("open: %v", err)
+	}
+	if after := fmt.Sprint(segmentFiles(m)); after != before {
+		t.Fatal("files were changed")
+	}
+}
+
+// TestQuarantineIsBounded keeps copies of damaged bytes up to the bound, and damage is told with or without a copy.
+func TestQuarantineIsBounded(t *testing.T) {
+	m, _ := sample(t, 150, true)
+	n := 0
+	for path := range segmentFiles(m) {
+		data := m.names[path].data
+		for at := 0; ; {
+			i := bytes.Index(data[at:], []byte("<10"))
+			if i < 0 {
+				break
+			}
+			if at += i + 1; data[at+4] == '>' { // one record of a frame
+				data[at] ^= 0x40
+				n++
+			}
+		}
+	}
+	told, kept := map[string]bool{}, 0
+	l := openLog(t, "/log", Options{FS: m, QuarantineBytes: 1500, OnDamage: func(d Damage) {
+		told[fmt.Sprint(d.Segment, d.Offset)] = true
+		if d.Kept != "" {
+			kept++
+		}
+	}})
+	for _, st := range l.Queues() {
+		if err := l.Lookup(st.Name).Scan(0, func(Rec) bool { return true }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	var size int64
+	for path, f := range m.names {
+		if strings.Contains(path, quarantineDir) {
+			size += int64(len(f.data))
+		}
+	}
+	if len(told) != n || kept == 0 || size == 0 || size > 1500 {
+		t.Fatalf("%d regions, %d told, %d kept with %d bytes", n, len(told), kept, size)
+	}
+}

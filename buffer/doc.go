@@ -1,0 +1,37 @@
+// Package buffer is a crash-safe log of opaque records on disk, with named queues in it. It is what lets a gateway say "I have it": a
+// record is durable when the fsync of its frame has returned, and it stays until the reader of its queue acknowledges it, or a bound or
+// the owner gives it up, each of which is told and counted. The package knows nothing of MQTT, messages or configuration.
+//
+// # How it works
+//
+// All queues of a Log share one sequence of segment files, because one fsync then serves them all. Append copies records into the
+// gathering frame and returns at once; a single goroutine writes one frame after the other, each with one write and one fsync, while
+// the next one gathers. Notify and Wait tell when a position is on disk. Records of one Append stand in one frame: all of them are there
+// after a crash, or none.
+//
+// Each queue has its own sequences, its own reader (Next) and its own set of acknowledged sequences. That set is written with the next
+// frame, so acknowledging costs no fsync; what a crash loses of it is only sent again. A segment without needed records is used again
+// under a new name. If one queue stands still while others flow, the few records that pin a segment are moved to the head of the log.
+//
+// The bytes on disk are drawn in format.go and codec.go. Start reading at log.go (Open), append.go, commit.go (the one writer) and
+// read.go; recover.go is the start after a crash.
+//
+// # Limits
+//
+//   - It trusts fsync: a device that acknowledges a flush and loses the data loses records, which is then seen and counted as damage.
+//   - With Options.Sync > 0, up to that much time of records is lost in a power cut (not when only the process dies).
+//   - A record is delivered at least once: what was acknowledged up to a second before a crash is read again.
+//   - A damaged frame costs all its records, never others, and never yields a wrong byte. How many records were lost is known from the
+//     sequences, except at the very end of a log that was not closed. There the epoch changes, so that epoch, queue and sequence
+//     still name one record. If the bad frame is the one with the latest acknowledgements, older ones count: records are read again,
+//     and records whose segment was given up since are counted as damaged although they were acknowledged.
+//   - The files take the sum of the bounds and about three segments more, where records are not much smaller than a hundred bytes each;
+//     single small records per commit carry a header of some eighty bytes until they are moved together. A Queue without
+//     Bound grows until the disk is full.
+//   - On a full disk the bounds act as if they were full; what waits at that moment may fail with ErrFull or ErrFailed.
+//   - The size charged to a bound is exact for a whole extent and an estimate for one that is partly acknowledged.
+//   - Expiry and age are kept with the records; nothing is dropped by them here.
+//   - Compression and encryption have their place in the format (codec and key slot of a section); this version writes neither. Such a section
+//     written by a later version counts as damage.
+//   - One process per folder. Local file systems only: the lock is flock.
+package buffer

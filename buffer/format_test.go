@@ -1,0 +1,148 @@
+package buffer
+
+import (
+	"bytes"
+	"encoding/hex"
+	"flag"
+	"math"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+var updateGolden = flag.Bool("update", false, "write the golden files")
+
+// golden builds a segment with everything the format has, with fixed numbers.
+func golden() []byte {
+	const salt, epoch = 0x1122334455667788, 7
+	b := make([]byte, dataStart)
+	putSegmentHeader(b, segmentHeader{flags: flagDelayedSync, salt: salt, index: 3, first: 41, epoch: epoch, created: 1700000000000, size: 262144})
+	add := func(f *frameBuilder) {
+		framed := f.finish(salt, int64(len(b)))
+		b = append(b, framed[:len(framed)-endMarkLen]...)
+	}
+	a := &Queue{id: 1, name: "uplink/cloud/normal", next: 10, stored: 9, evicted: 4, damaged: 2}
+	a.done.add(1, 5)
+	a.done.add(7, 8)
+	u := &Queue{id: 300, name: "uplink/cloud/urgent", next: 2, stored: 1}
+	states := func(kind frameKind, section sectionKind, named bool) *frameBuilder {
+		f := newFrame(kind, nil, 1700000000001)
+		f.buf = f.buf[:frameHeaderLen]
+		f.first = 41
+		f.addSection(section, func(b []byte) ([]byte, int) {
+			b = appendUint(b, 301)
+			for _, q := range []*Queue{a, u} {
+				st := q.state()
+				b = appendQueueState(b, &st, named)
+			}
+			return b, 2
+		})
+		return f
+	}
+	add(states(frameCheckpoint, sectionQueues, true))
+
+	f := newFrame(frameCommit, nil, 1700000000002)
+	f.first = 41
+	e1, e2 := f.entry(a, epoch, 10), f.entry(u, epoch, 2)
+	f.add(e1, 10, 1700000000002, never, []byte("first"))
+	f.add(e2, 2, 1700000000003, 1700000060000, nil)
+	f.add(e1, 11, 1700000000000, 1600000000000, bytes.Repeat([]byte{0xee}, 200))
+	f.closeRecords(epoch)
+	add(f)
+
+	f = newFrame(frameRelocated, nil, 1700000000100)
+	f.first = 44
+	e := f.entry(a, 2, 6)
+	f.add(e, 6, 1690000000000, never, []byte("moved"))
+	f.add(e, 9, 1690000000009, never, []byte("moved too"))
+	f.closeRecords(epoch)
+	add(f)
+	add(states(frameCommit, sectionCursors, false))
+
+	f = newFrame(frameSeal, nil, 1700000000200)
+	f.buf = f.buf[:frameHeaderLen]
+	f.first = 44
+	f.addSection(sectionExtents, func(b []byte) ([]byte, int) {
+		b = appendExtent(b, extentState{1, 10, 11, 2200, 2600, 2, 237, never})
+		return appendExtent(b, extentState{300, 2, 2, 2200, 2600, 1, 16, 1700000060000}), 2
+	})
+	sealAt := int64(len(b))
+	add(f)
+	putSealSlot(b[slotAt:], salt, sealAt)
+	var mark [endMarkLen]byte
+	putEndMark(mark[:], salt, int64(len(b)))
+	return append(b, mark[:]...)
+}
+
+// TestGoldenBytes holds the format still: files written by any version must stay readable.
+func TestGoldenBytes(t *testing.T) {
+	got := hex.Dump(golden())
+	path := filepath.Join("testdata", "segment.hex")
+	if *updateGolden {
+		if err := os.MkdirAll("testdata", 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(got), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got != string(want) {
+		g, w := strings.Split(got, "\n"), strings.Split(string(want), "\n")
+		for i := range min(len(g), len(w)) {
+			if g[i] != w[i] {
+				t.Fatalf("the format changed:\n got %s\nwant %s", g[i], w[i])
+			}
+		}
+		t.Fatalf("the format changed: %d lines, want %d", len(g), len(w))
+	}
+}
+
+// TestReadGolden reads the golden segment back.
+func TestReadGolden(t *testing.T) {
+	b := golden()
+	h, version := readSegmentHeader(b)
+	if version != 1 || h != (segmentHeader{flagDelayedSync, 0x1122334455667788, 3, 41, 7, 1700000000000, 262144}) {
+		t.Fatalf("header %+v, version %d", h, version)
+	}
+	m := newMemFS()
+	f := &memFile{fs: m, data: b}
+	var w window
+	w.reset(f, h.salt)
+	s := &segment{index: 3, salt: h.salt, epoch: h.epoch, first: h.first}
+	out := scan(&w, s, int64(len(b)), nil)
+	if out.torn || !out.sealed || len(out.bad) > 0 || out.next != 44 || len(out.pieces) != 3 || len(out.updates) != 2 {
+		t.Fatalf("%+v", out)
+	}
+	st := out.updates[0].states
+	if st[0].name != "uplink/cloud/normal" || st[0].next != 10 || st[0].done.floor != 5 || st[0].done.spans[0] != (span{7, 8}) ||
+		st[0].evicted != 4 || st[0].damaged != 2 || st[1].id != 300 || out.updates[0].nextID != 301 || !out.updates[0].whole {
+		t.Fatalf("%+v", out.updates[0])
+	}
+	at, ok := readSealSlot(b[slotAt:], h.salt)
+	sealed, ok2 := readSeal(&w, s, at, int64(len(b)))
+	if !ok || !ok2 || len(sealed.pieces) != 2 || sealed.pieces[0].extentState != (extentState{1, 10, 11, 2200, 2600, 2, 237, never}) {
+		t.Fatalf("%v %v %+v", ok, ok2, sealed)
+	}
+	var recs []Rec
+	w.reset(f, h.salt)
+	for off := int64(dataStart); ; {
+		h, body, err := w.frame(off, int64(len(b)), true)
+		if err != nil {
+			break
+		}
+		off += h.total()
+		if recs, _, err = decodeBody(recs, nil, h, body, 7, 1, 1, math.MaxUint64); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if len(recs) != 4 || string(recs[0].Data) != "first" || recs[0].Epoch != 7 || !recs[0].Expires().IsZero() ||
+		recs[1].Seq != 11 || recs[1].Expires().UnixMilli() != 1600000000000 || recs[1].Received().UnixMilli() != 1700000000000 ||
+		recs[2].Seq != 6 || recs[2].Epoch != 2 || recs[3].Seq != 9 || string(recs[3].Data) != "moved too" {
+		t.Fatalf("%+v", recs)
+	}
+}

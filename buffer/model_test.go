@@ -1,0 +1,559 @@
+package buffer
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// fact is what the model knows of one record.
+type fact struct {
+	id      int
+	queue   string
+	seq     Seq
+	epoch   uint64
+	group   int
+	durable bool // Notify said so
+	gone    bool // acknowledged or dropped: may be there or not after a crash
+	failed  bool // Notify said so: may be there or not
+}
+
+// nameOf is what must never name two records.
+type nameOf struct {
+	queue string
+	epoch uint64
+	seq   Seq
+}
+
+// model drives a log with random operations and compares what it tells with a simple memory of them.
+type model struct {
+	t  *testing.T
+	r  *rand.Rand
+	fs *memFS
+	o  Options
+	l  *Log
+
+	mu    sync.Mutex // guards facts, which callbacks change
+	facts map[int]*fact
+	names map[nameOf]int
+	qs    map[string]*Queue
+	next  int
+	last  Pos
+	lost  uint64 // what was reported as lost
+	dying bool   // the power is off: what the old log still finds does not count
+
+	traceMu sync.Mutex
+	trace   []string
+}
+
+var modelQueues = []string{"uplink/a/normal", "uplink/a/urgent", "uplink/b/normal", "session/x"}
+
+func newModel(t *testing.T, seed uint64, o Options) *model {
+	m := &model{t: t, r: rand.New(rand.NewPCG(seed, 7)), fs: newMemFS(), facts: map[int]*fact{}, names: map[nameOf]int{}}
+	m.o = o
+	m.open()
+	return m
+}
+
+func (m *model) log(format string, args ...any) {
+	m.traceMu.Lock()
+	defer m.traceMu.Unlock()
+	m.trace = append(m.trace, fmt.Sprintf(format, args...))
+}
+
+func (m *model) lastTrace() string {
+	m.traceMu.Lock()
+	defer m.traceMu.Unlock()
+	return "last operations:\n" + strings.Join(m.trace[max(0, len(m.trace)-300):], "\n")
+}
+
+// traceWriter puts what the log logs between the operations.
+type traceWriter struct{ m *model }
+
+func (w traceWriter) Write(b []byte) (int, error) {
+	w.m.log("    %s", strings.TrimSpace(string(b)))
+	return len(b), nil
+}
+
+func (m *model) fail(format string, args ...any) {
+	m.t.Helper()
+	m.t.Fatalf("%s\n%s", fmt.Sprintf(format, args...), m.lastTrace())
+}
+
+func (m *model) open() {
+	m.t.Helper()
+	o := m.o
+	o.FS = m.fs
+	o.Logger = slog.New(slog.NewTextHandler(traceWriter{m}, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	o.OnDamage = func(d Damage) {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		m.lost += d.Records
+	}
+	l, err := Open("/log", o)
+	if err != nil {
+		m.fail("open: %v", err)
+	}
+	m.l, m.last = l, 0
+	m.qs = map[string]*Queue{}
+	ba := l.NewBound(40<<10, DropOldest)
+	bb := l.NewBound(30<<10, Refuse)
+	for _, name := range modelQueues {
+		qo := QueueOptions{OnDrop: m.dropped}
+		switch {
+		case strings.Contains(name, "/a/"):
+			qo.Bound = ba
+		case strings.Contains(name, "/b/"):
+			qo.Bound = bb
+		}
+		q, err := l.Queue(name, qo)
+		if err != nil {
+			m.fail("queue: %v", err)
+		}
+		m.qs[name] = q
+	}
+	m.log("open epoch %d", l.Epoch())
+}
+
+func (m *model) dropped(q *Queue, why Reason, recs []Rec) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, r := range recs {
+		if m.dying {
+			return
+		}
+		f := m.factOf(q.Name(), r)
+		if f == nil {
+			if why == Evicted || why == Purged {
+				m.t.Errorf("%s: %v record %d that was never appended", q.Name(), why, r.Seq)
+			}
+			continue
+		}
+		if f.durable && (why == Damaged || why == Failed) {
+			m.t.Errorf("%s: record %d (id %d, epoch %d) is %v, but was durable\n%s", q.Name(), r.Seq, f.id, f.epoch, why, m.lastTrace())
+		}
+		if f.gone && why != Failed {
+			m.t.Errorf("%s: record %d is %v, but was gone already", q.Name(), r.Seq, why)
+		}
+		f.gone = true
+	}
+}
+
+// factOf finds the record by its content, or by its sequence where that is not known.
+func (m *model) factOf(queue string, r Rec) *fact {
+	if r.Data != nil {
+		return m.facts[idOf(r.Data)]
+	}
+	for _, f := range m.facts {
+		if f.queue == queue && f.seq == r.Seq && !f.failed {
+			return f
+		}
+	}
+	return nil
+}
+
+// payload makes content that tells its number and cannot be mistaken.
+func payload(id, size int) []byte {
+	b := fmt.Appendf(nil, "<%d>", id)
+	for len(b) < size {
+		b = append(b, byte(id+len(b)))
+	}
+	return b
+}
+
+func idOf(b []byte) int {
+	var id int
+	if _, err := fmt.Sscanf(string(b[:min(len(b), 12)]), "<%d>", &id); err != nil {
+		return -1
+	}
+	return id
+}
+
+func (m *model) append() {
+	n := 1 + m.r.IntN(4)
+	var recs []Record
+	var facts []*fact
+	m.mu.Lock()
+	group := m.next
+	for range n {
+		name := modelQueues[m.r.IntN(len(modelQueues))]
+		m.next++
+		size := m.r.IntN(60)
+		if m.r.IntN(12) == 0 {
+			size = m.r.IntN(5000)
+		}
+		recs = append(recs, Record{Queue: m.qs[name], Data: payload(m.next, size)})
+		facts = append(facts, &fact{id: m.next, queue: name, group: group})
+	}
+	epoch := m.l.Epoch()
+	// The facts must be known before the callbacks can come.
+	for _, f := range facts {
+		m.facts[f.id] = f
+	}
+	m.mu.Unlock()
+	p, err := m.l.Append(recs...)
+	m.mu.Lock()
+	if err != nil {
+		for _, f := range facts {
+			delete(m.facts, f.id)
+		}
+		m.mu.Unlock()
+		m.log("append: %v", err)
+		return
+	}
+	for i, f := range facts {
+		f.seq, f.epoch = recs[i].Seq, epoch
+	}
+	m.mu.Unlock()
+	m.last = p
+	m.log("append %d records from id %d: position %d", n, facts[0].id, p)
+	m.l.Notify(p, func(err error) {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		for _, f := range facts {
+			f.durable = f.durable || err == nil
+			f.failed = f.failed || err != nil
+		}
+	})
+	if m.r.IntN(3) > 0 {
+		_ = m.l.Wait(m.t.Context(), p)
+	}
+}
+
+// read checks a part of a queue and acknowledges some of it.
+func (m *model) read() {
+	name := modelQueues[m.r.IntN(len(modelQueues))]
+	q := m.qs[name]
+	after := q.Floor()
+	var got []Seq
+	want := m.r.IntN(50)
+	err := q.Scan(after, func(r Rec) bool {
+		m.seen(name, r)
+		got = append(got, r.Seq)
+		return len(got) < want
+	})
+	if err != nil {
+		m.log("read %s: %v", name, err)
+		return
+	}
+	m.r.Shuffle(len(got), func(i, j int) { got[i], got[j] = got[j], got[i] })
+	if m.r.IntN(2) == 0 {
+		slices.Sort(got)
+	}
+	got = got[:m.r.IntN(len(got)+1)]
+	m.mu.Lock()
+	epochs := map[Seq]*fact{}
+	for _, f := range m.facts {
+		if f.queue == name && !f.gone {
+			epochs[f.seq] = f
+		}
+	}
+	m.mu.Unlock()
+	acked := q.Ack(got...)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, seq := range acked {
+		if f := epochs[seq]; f != nil {
+			f.gone = true
+		}
+	}
+	m.log("read %s: %d acknowledged, floor %d", name, len(acked), q.Floor())
+}
+
+// seen checks one record that was read.
+func (m *model) seen(queue string, r Rec) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	id := idOf(r.Data)
+	f := m.facts[id]
+	if f == nil || f.queue != queue || !bytes.Equal(r.Data, payload(id, len(r.Data))) {
+		m.fail("%s: record %d was never appended: %.20q", queue, r.Seq, r.Data)
+	}
+	if f.seq != r.Seq || f.epoch != r.Epoch {
+		m.fail("%s: record %d of epoch %d is read as %d of epoch %d", queue, f.seq, f.epoch, r.Seq, r.Epoch)
+	}
+	name := nameOf{queue, r.Epoch, r.Seq}
+	if other, ok := m.names[name]; ok && other != id {
+		m.fail("%v names records %d and %d", name, other, id)
+	}
+	m.names[name] = id
+}
+
+// check reads everything and compares. After a crash, gone records may be back; otherwise not.
+func (m *model) check(crashed bool) {
+	m.t.Helper()
+	_ = m.l.Wait(m.t.Context(), m.last) // what is on the way would be half seen
+	found := map[int]bool{}
+	for _, name := range modelQueues {
+		last := Seq(0)
+		var n uint64
+		err := m.qs[name].Scan(0, func(r Rec) bool {
+			m.seen(name, r)
+			if r.Seq <= last {
+				m.fail("%s: record %d behind %d", name, r.Seq, last)
+			}
+			last = r.Seq
+			found[idOf(r.Data)] = true
+			n++
+			return true
+		})
+		if err != nil {
+			m.fail("%s: %v", name, err)
+		}
+		if st := m.qs[name].Stats(); st.Records < n {
+			m.fail("%s: stats count %d records, %d were read", name, st.Records, n)
+		}
+	}
+	if err := sums(m.l); err != nil {
+		m.fail("%v", err)
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	groups := map[int][2]int{} // present, absent
+	for id, f := range m.facts {
+		switch {
+		case f.gone && found[id] && !crashed:
+			m.fail("record %d of %s (sequence %d) is there although it is gone", id, f.queue, f.seq)
+		case !f.gone && f.durable && !found[id]:
+			m.fail("record %d of %s (sequence %d) is lost", id, f.queue, f.seq)
+		}
+		if !f.gone {
+			g := groups[f.group]
+			if found[id] {
+				g[0]++
+			} else {
+				g[1]++
+			}
+			groups[f.group] = g
+		}
+	}
+	if !crashed {
+		return
+	}
+	for group, g := range groups {
+		if g[0] > 0 && g[1] > 0 {
+			m.fail("append %d is half there: %d and %d", group, g[0], g[1])
+		}
+	}
+	for id, f := range m.facts {
+		f.failed = false
+		if !found[id] {
+			delete(m.facts, id)
+			continue
+		}
+		f.durable, f.gone = true, false
+	}
+}
+
+// sums compares the counters of a log with what they count.
+func sums(l *Log) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	live, bytes := map[*segment]uint64{}, map[*segment]int64{}
+	used := map[*Bound]int64{}
+	for _, q := range l.order {
+		var records uint64
+		var size int64
+		at := Seq(0)
+		for _, e := range q.extents {
+			if e.first <= at || e.last < e.first || e.live == 0 || e.seg.gone || !slices.Contains(e.seg.extents, e) {
+				return fmt.Errorf("%s: extent %d..%d behind %d, live %d, gone %v", q.name, e.first, e.last, at, e.live, e.seg.gone)
+			}
+			at = e.last
+			if want := uint64(e.last-e.first) + 1 - q.done.count(e.first, e.last); e.live != want {
+				return fmt.Errorf("%s: extent %d..%d has %d live records, want %d", q.name, e.first, e.last, e.live, want)
+			}
+			records += e.live
+			size += e.liveBytes()
+			live[e.seg] += e.live
+			bytes[e.seg] += e.liveBytes()
+		}
+		if want := uint64(q.stored) - q.done.count(1, q.stored); records != want || q.records != want || q.bytes != size {
+			return fmt.Errorf("%s: %d records in extents, %d counted, want %d; %d bytes, want %d", q.name, records, q.records, want, q.bytes, size)
+		}
+		used[q.bound] += q.bytes
+	}
+	for _, s := range l.segments {
+		if s.live != live[s] || s.bytes != bytes[s] {
+			return fmt.Errorf("%s: %d live records with %d bytes, want %d with %d", s.name, s.live, s.bytes, live[s], bytes[s])
+		}
+		if s.live == 0 && s != l.active && !s.dying && l.active != nil {
+			return fmt.Errorf("%s is empty and not about to be freed", s.name)
+		}
+	}
+	for _, b := range l.bounds {
+		if b.used != used[b] {
+			return fmt.Errorf("a bound counts %d bytes, want %d", b.used, used[b])
+		}
+	}
+	if l.unbound != used[nil] {
+		return fmt.Errorf("%d bytes without bound, want %d", l.unbound, used[nil])
+	}
+	return nil
+}
+
+func (m *model) crash(cut func() bool) {
+	m.log("crash")
+	old := m.l
+	m.mu.Lock()
+	m.dying = true
+	m.mu.Unlock()
+	m.fs = m.fs.powerCut(cut)
+	_ = old.Close() // only ends the goroutines; the file system is dead
+	m.mu.Lock()
+	m.dying = false
+	for _, f := range m.facts {
+		f.failed = false
+	}
+	m.mu.Unlock()
+	m.open()
+	m.check(true)
+}
+
+func (m *model) reopen() {
+	m.log("reopen")
+	if err := m.l.Close(); err != nil {
+		m.fail("close: %v", err)
+	}
+	m.open()
+	m.check(false)
+}
+
+// purge empties a queue.
+func (m *model) purge() {
+	name := modelQueues[m.r.IntN(len(modelQueues))]
+	m.log("purge %s: %d", name, m.qs[name].Purge())
+}
+
+func (m *model) run(steps int, crash bool) {
+	for range steps {
+		switch n := m.r.IntN(200); {
+		case n < 130:
+			m.append()
+		case n < 180:
+			m.read()
+		case n < 183:
+			m.purge()
+		case n < 190:
+			m.check(false)
+		case n < 193:
+			m.reopen()
+		case n < 196 && crash:
+			m.crash(cutRandom(m.r))
+		case n < 198 && crash:
+			m.crash(func() bool { return true })
+		}
+	}
+	m.reopen()
+	if err := m.l.Close(); err != nil {
+		m.fail("close: %v", err)
+	}
+	if m.lost > 0 {
+		m.fail("%d records were reported as damaged", m.lost)
+	}
+}
+
+func TestModel(t *testing.T) {
+	for seed := range uint64(20) {
+		t.Run(fmt.Sprint(seed), func(t *testing.T) {
+			t.Parallel()
+			newModel(t, seed, Options{SegmentBytes: 16 << 10}).run(600, false)
+		})
+	}
+}
+
+// TestModelWithPowerCuts loses the power in between: unsynced sectors are dropped or kept at random.
+func TestModelWithPowerCuts(t *testing.T) {
+	for seed := range uint64(40) {
+		t.Run(fmt.Sprint(seed), func(t *testing.T) {
+			t.Parallel()
+			newModel(t, 1000+seed, Options{SegmentBytes: 16 << 10}).run(400, true)
+		})
+	}
+}
+
+// TestModelWithKills ends the process in between, with commits that are reported before their fsync: the system still has what was written.
+func TestModelWithKills(t *testing.T) {
+	for seed := range uint64(10) {
+		t.Run(fmt.Sprint(seed), func(t *testing.T) {
+			t.Parallel()
+			m := newModel(t, 3000+seed, Options{SegmentBytes: 16 << 10, Sync: 20 * time.Millisecond})
+			for range 10 {
+				for range 30 {
+					if m.r.IntN(4) == 0 {
+						m.read()
+					} else {
+						m.append()
+					}
+				}
+				m.crash(func() bool { return true })
+			}
+			if err := m.l.Close(); err != nil {
+				m.fail("close: %v", err)
+			}
+		})
+	}
+}
+
+// TestModelWithFaults also lets writes, syncs and the rest fail now and then.
+func TestModelWithFaults(t *testing.T) {
+	faults := map[string][]error{
+		"write": {syscall.EIO, errShort, syscall.ENOSPC}, "sync": {syscall.EIO}, "create": {syscall.ENOSPC, syscall.EMFILE},
+		"rename": {syscall.EIO}, "remove": {syscall.EIO}, "syncdir": {syscall.EIO}, "truncate": {syscall.EIO},
+	}
+	ops := slices.Sorted(maps.Keys(faults))
+	for seed := range uint64(24) {
+		t.Run(fmt.Sprint(seed), func(t *testing.T) {
+			t.Parallel()
+			m := newModel(t, 2000+seed, Options{SegmentBytes: 16 << 10})
+			for range 40 {
+				op := ops[m.r.IntN(len(ops))]
+				err := faults[op][m.r.IntN(len(faults[op]))]
+				left := m.r.IntN(3) + 1
+				skip := m.r.IntN(20)
+				m.fs.setFault(func(o, _ string) error {
+					if o != op || left == 0 {
+						return nil
+					}
+					if skip > 0 {
+						skip--
+						return nil
+					}
+					left--
+					return err
+				})
+				m.log("fault %s: %v, %d times after %d", op, err, left, skip)
+				for range 10 {
+					if m.r.IntN(4) == 0 {
+						m.read()
+					} else {
+						m.append()
+					}
+				}
+				m.fs.setFault(nil)
+				switch m.r.IntN(3) {
+				case 0:
+					m.crash(cutRandom(m.r))
+				case 1:
+					if err := m.l.Close(); err != nil && !errors.Is(err, errDead) {
+						m.log("close: %v", err)
+					}
+					m.open()
+					m.check(true)
+				}
+			}
+			if err := m.l.Close(); err != nil {
+				m.log("close: %v", err)
+			}
+		})
+	}
+}

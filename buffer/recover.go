@@ -1,0 +1,312 @@
+package buffer
+
+import (
+	"errors"
+	"fmt"
+	"path/filepath"
+	"slices"
+	"strings"
+)
+
+// recover builds the state of the log from what is in its folder. It changes files only if the log is not read-only: it seals segments
+// that were left open, and moves what cannot be read at all out of the way.
+func (l *Log) recover() error {
+	files, err := l.fs.List(l.dir)
+	if err != nil {
+		return err
+	}
+	kept, err := l.fs.List(filepath.Join(l.dir, quarantineDir))
+	if err != nil {
+		return err
+	}
+	for _, f := range kept {
+		l.quarantined += f.Size
+	}
+	slices.SortFunc(files, func(a, b FileInfo) int { return strings.Compare(a.Name, b.Name) })
+	var found []scanned
+	lostEnd := false
+	for _, f := range files {
+		if n, ok := parseName(f.Name, segmentSuffix); ok {
+			l.nextIndex = max(l.nextIndex, n+1)
+			sc, ok, err := l.load(f, n)
+			if err != nil {
+				return err
+			}
+			if ok {
+				found = append(found, sc)
+			} else {
+				lostEnd = lostEnd || sc.torn
+			}
+			continue
+		}
+		if err := l.recoverSpare(f); err != nil {
+			return err
+		}
+	}
+	if n := len(found); n > 0 {
+		// Only a failed write or fsync leaves a segment open and begins another.
+		for _, sc := range found[:n-1] {
+			sc.seg.suspect = !sc.sealed
+		}
+		last := found[n-1]
+		lostEnd = lostEnd || !last.sealed && (last.torn || last.flags&flagDelayedSync != 0)
+	}
+	l.restore(found)
+	if lostEnd || len(found) == 0 {
+		l.epoch = newEpoch(l.epoch)
+	}
+	l.reportFound(found)
+	if !l.readOnly {
+		l.sealFound(found)
+	}
+	return l.closeFiles()
+}
+
+// recoverSpare takes over a spare, or removes what the filler left unfinished.
+func (l *Log) recoverSpare(f FileInfo) error {
+	if n, ok := parseName(f.Name, spareSuffix); ok {
+		l.nextSpare = max(l.nextSpare, n+1)
+		if len(l.spares) < maxSpares {
+			l.spares = append(l.spares, spare{f.Name, f.Size})
+			return nil
+		}
+	} else if !strings.HasSuffix(f.Name, spareSuffix+tmpSuffix) {
+		return nil
+	}
+	if l.readOnly {
+		return nil
+	}
+	return l.fs.Remove(filepath.Join(l.dir, f.Name))
+}
+
+// load reads one segment file. It returns false if there is nothing in it: then torn says whether something may have been.
+func (l *Log) load(info FileInfo, index uint64) (scanned, bool, error) {
+	path := filepath.Join(l.dir, info.Name)
+	f, err := l.fs.Open(path, l.readOnly)
+	if err != nil {
+		return scanned{}, false, err
+	}
+	head := make([]byte, dataStart)
+	readErr := readFull(f, head, 0)
+	h, version := readSegmentHeader(head)
+	switch {
+	case version > formatVersion:
+		return scanned{}, false, errors.Join(fmt.Errorf("%s has format %d: this program knows up to %d", info.Name, version, formatVersion), f.Close())
+	case version == 0 || h.index != index:
+		// Zeros, or the header of an earlier life: it was about to become a segment. Anything else was one.
+		garbage := version == 0 && (readErr != nil || slices.ContainsFunc(head, func(b byte) bool { return b != 0 }))
+		err := f.Close()
+		if garbage {
+			l.counts.damage++
+			l.reportDamage([]Damage{{Segment: info.Name, Bytes: info.Size, Kept: l.putAside(info), Err: errBadHeader}})
+		} else if !l.readOnly {
+			err = errors.Join(err, l.fs.Remove(path))
+		}
+		return scanned{torn: garbage}, false, err
+	}
+	s := &segment{
+		index: index, name: info.Name, salt: h.salt, epoch: h.epoch, first: h.first, size: info.Size, file: f, sealed: true,
+	}
+	l.segments = append(l.segments, s)
+	l.epoch = max(l.epoch, h.epoch)
+	var w window
+	w.reset(f, s.salt)
+	limit := info.Size
+	sealed := false
+	if at, ok := readSealSlot(head[slotAt:], s.salt); ok {
+		sc, ok := readSeal(&w, s, at, info.Size)
+		if ok {
+			sc.flags, sc.intact = h.flags, true
+			s.file = nil
+			return sc, true, f.Close()
+		}
+		if at >= dataStart && at <= info.Size {
+			limit, sealed = at, true
+		}
+	}
+	sc := scan(&w, s, limit, nil)
+	sc.flags = h.flags
+	if sealed {
+		// Only the seal is bad: what lies before its place is complete.
+		sc.sealed = true
+		if sc.torn {
+			sc.torn = false
+			sc.bad = append(sc.bad, sc.tail)
+		}
+		sc.bad = append(sc.bad, badRegion{limit, info.Size, errBadBody})
+	}
+	return sc, true, nil
+}
+
+// restore makes the queues and their extents from what was found, oldest first.
+func (l *Log) restore(found []scanned) {
+	whole := l.restoreStates(found)
+	// What a suspect segment holds may stand in memory only. It gives way to any other copy, so it comes first.
+	for _, suspect := range []bool{true, false} {
+		for i := range found {
+			if found[i].seg.suspect == suspect {
+				l.restorePieces(&found[i], whole)
+			}
+		}
+	}
+	l.durable = l.nextPos - 1
+	for _, q := range l.order {
+		q.stored = q.next - 1
+		l.findHoles(q)
+	}
+	for _, s := range l.segments {
+		l.checkDead(s)
+		l.credit += s.bytes
+	}
+}
+
+// restorePieces makes the extents of one segment.
+func (l *Log) restorePieces(sc *scanned, whole bool) {
+	l.nextPos = max(l.nextPos, sc.next)
+	for _, p := range sc.pieces {
+		q := l.byID[p.queue]
+		if q == nil {
+			if whole && p.queue < l.nextID {
+				continue // the queue was dropped
+			}
+			q = l.nameless(p.queue)
+		}
+		q.next = max(q.next, p.last+1)
+		l.restorePiece(q, sc.seg, p)
+	}
+}
+
+// restoreStates finds out what the log knew of its queues; it returns whether any complete list of them was found.
+func (l *Log) restoreStates(found []scanned) bool {
+	states := map[uint64]queueState{}
+	whole := false
+	for _, sc := range found {
+		for _, u := range sc.updates {
+			l.nextID = max(l.nextID, u.nextID)
+			old := states
+			if u.whole {
+				whole, states = true, map[uint64]queueState{}
+			}
+			for _, st := range u.states {
+				if st.name == "" {
+					st.name = old[st.id].name
+				}
+				if st.dropped {
+					delete(states, st.id)
+				} else {
+					states[st.id] = st
+				}
+			}
+		}
+	}
+	ids := make([]uint64, 0, len(states))
+	for id := range states {
+		ids = append(ids, id)
+	}
+	slices.Sort(ids)
+	for _, id := range ids {
+		st := states[id]
+		q := l.nameless(id)
+		if st.name != "" && l.queues[st.name] == nil {
+			delete(l.queues, q.name)
+			q.name = st.name
+			l.queues[q.name] = q
+			q.announce = 0
+		}
+		q.done, q.next, q.evicted = st.done.upTo(st.next-1), st.next, st.evicted
+		q.damaged, q.damagedBefore = st.damaged, st.damaged
+	}
+	return whole
+}
+
+// nameless makes a queue whose name is not known.
+func (l *Log) nameless(id uint64) *Queue {
+	q := newQueue(l, id, fmt.Sprintf("recovered-%d", id))
+	l.nextID = max(l.nextID, id+1)
+	l.register(q)
+	return q
+}
+
+// restorePiece adds a piece to its queue. Where another segment has the same sequences the newer copy counts: records are copied by
+// relocating, and by writing again after a failed fsync.
+func (l *Log) restorePiece(q *Queue, s *segment, p piece) {
+	l.displace(q, p.first, p.last)
+	e := indexEntry{queue: p.queue, first: p.first, last: p.last, count: p.count, bytes: p.bytes - p.count*recordOverhead}
+	l.addExtent(q, s, p.start, p.tail, p.end, e, p.expires)
+}
+
+// findHoles counts as damaged what should be in the queue and is in no extent.
+func (l *Log) findHoles(q *Queue) {
+	at := q.done.floor + 1
+	var holes []span
+	for _, x := range q.extents {
+		if x.first > at {
+			holes = append(holes, span{at, x.first - 1})
+		}
+		at = x.last + 1
+	}
+	if at < q.next {
+		holes = append(holes, span{at, q.next - 1})
+	}
+	var missing []span
+	for _, h := range holes {
+		missing = q.done.missing(missing, h.lo, h.hi)
+	}
+	lost := l.lose(q, missing)
+	if lost == 0 {
+		return
+	}
+	l.log.Warn("records of a queue are damaged", "queue", q.name, "records", lost)
+	if l.o.OnDamage != nil {
+		l.o.OnDamage(Damage{Queue: q.name, Records: lost, Err: errBadContent})
+	}
+}
+
+// reportFound reports the bad regions of scanned segments.
+func (l *Log) reportFound(found []scanned) {
+	for _, sc := range found {
+		var ds []Damage
+		for _, r := range sc.bad {
+			sc.seg.markBad(r.off)
+			ds = append(ds, Damage{Segment: sc.seg.name, Offset: r.off, Bytes: r.end - r.off, Err: r.err})
+		}
+		if sc.torn {
+			ds = append(ds, Damage{Segment: sc.seg.name, Offset: sc.tail.off, Bytes: sc.tail.end - sc.tail.off, Torn: true, Err: sc.tail.err})
+		}
+		l.counts.damage += uint64(len(ds))
+		l.reportDamage(ds)
+	}
+}
+
+// sealFound seals the segments that were left open, so that the next start need not scan them again, and makes what was
+// found in them durable: a process that was killed may not have synced its last frames.
+func (l *Log) sealFound(found []scanned) {
+	for _, sc := range found {
+		if sc.intact || sc.seg.suspect {
+			continue // a suspect one is relocated
+		}
+		err := l.writeAgain(sc)
+		if err == nil {
+			err = l.seal(sc.seg)
+		}
+		if err != nil {
+			l.log.Warn("sealing a segment failed", "segment", sc.seg.name, "err", err)
+			continue
+		}
+		l.shrink(sc.seg)
+	}
+}
+
+// writeAgain writes the last frames of a segment over themselves. If their fsync failed just before the process ended, the kernel takes
+// them for written, and only so the next fsync writes them.
+func (l *Log) writeAgain(sc scanned) error {
+	if sc.last == 0 {
+		return nil
+	}
+	from := min(sc.last, max(dataStart, sc.seg.end-frameBytes))
+	b := make([]byte, sc.seg.end-from)
+	if err := readFull(sc.seg.file, b, from); err != nil {
+		return err
+	}
+	return writeAt(sc.seg.file, b, from)
+}

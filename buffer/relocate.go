@@ -1,0 +1,151 @@
+package buffer
+
+import (
+	"cmp"
+	"slices"
+	"time"
+)
+
+// A queue that is not drained pins segments in which the records of all others are long done with. When the files grow past what the
+// bounds allow, what still lives in the emptiest segment is written again at the head, under its old sequences, and the
+// segment is freed.
+
+const (
+	// crowded is how many small segments, left by restarts, are tolerated before they are joined.
+	crowded = 32
+	// worthMoving: a segment that is fuller than this is left alone, moving it gains too little.
+	worthMoving = 0.75
+	// moveShare bounds what is written by relocating: so many times what is appended.
+	moveShare = 2
+	// maxCredit is how much of that may be saved up.
+	maxCredit = 256 << 20
+)
+
+// relocate moves one frame's worth of records. It returns false if there is nothing to do.
+func (l *Log) relocate() (bool, error) {
+	l.mu.Lock()
+	s := l.emptiest()
+	if s == nil {
+		l.mu.Unlock()
+		return false, nil
+	}
+	s.pins++
+	var parts []movePart
+	for _, e := range s.extents {
+		if e.live > 0 {
+			parts = append(parts, movePart{e.queue, pass{log: l, queue: e.queue.id, seg: s, lo: e.first, hi: e.last, off: e.start, end: e.end}})
+		}
+	}
+	l.mu.Unlock()
+	slices.SortFunc(parts, func(a, b movePart) int {
+		return cmp.Or(cmp.Compare(a.q.id, b.q.id), cmp.Compare(a.p.lo, b.p.lo))
+	})
+
+	limit := l.frameLimit()
+	f := newFrame(frameRelocated, nil, time.Now().UnixMilli())
+	var b Batch
+	for _, p := range parts {
+		if len(f.buf) >= limit || !l.gather(f, p, &b, limit) {
+			break
+		}
+	}
+	l.mu.Lock()
+	l.unpin(s)
+	s.stuck = f.count == 0 && s.live > 0
+	f.first = l.durableNext()
+	l.counts.relocated += int64(len(f.buf))
+	l.credit -= int64(len(f.buf))
+	l.mu.Unlock()
+	l.closeIdle(s)
+	if f.count == 0 {
+		return true, nil
+	}
+	l.log.Debug("records relocated", "segment", s.name, "records", f.count)
+	return true, l.commit(job{frame: f, cursors: true, sync: true})
+}
+
+// movePart is an extent that is moved.
+type movePart struct {
+	q *Queue
+	p pass
+}
+
+// gather puts the live records of a part into f, as long as that is not full. It returns false when the disk cannot be read.
+func (l *Log) gather(f *frameBuilder, part movePart, b *Batch, limit int) bool {
+	p, q := part.p, part.q
+	entry := -1
+	for p.lo <= p.hi && len(f.buf) < limit {
+		res := p.run(b)
+		if res.err != nil {
+			return false
+		}
+		l.mu.Lock()
+		damage, lost := l.noteDamage(q, p, res, b.Recs)
+		q.dropDone(b)
+		l.mu.Unlock()
+		l.reportDamage(damage)
+		q.report(Damaged, lost)
+		for i := range b.Recs {
+			r := &b.Recs[i]
+			if entry < 0 || f.entries[entry].epoch != r.Epoch {
+				entry = f.entry(q, r.Epoch, r.Seq)
+			}
+			f.add(entry, r.Seq, r.received, r.expires, r.Data)
+		}
+		p.off, p.lo = res.off, res.reached+1
+	}
+	return true
+}
+
+// emptiest gives the segment to be moved, nil if none needs to be. Log.mu is held.
+func (l *Log) emptiest() *segment {
+	for _, s := range l.segments {
+		// Nobody knows which of its bytes are on the disk, so they are written again.
+		if s.suspect && !s.stuck && s.live > 0 {
+			return s
+		}
+	}
+	if l.active == nil || l.credit <= 0 {
+		return nil
+	}
+	size := l.segmentSize()
+	files, limit := int64(0), 2*l.unbound+3*size
+	for _, b := range l.bounds {
+		limit += b.max
+	}
+	small := 0
+	var best, oldestSmall *segment
+	for _, s := range l.segments {
+		files += s.size
+		if s == l.active || s.dying || s.stuck || s.live == 0 {
+			continue
+		}
+		if s.size <= size/8 {
+			if small++; oldestSmall == nil {
+				oldestSmall = s
+			}
+		}
+		if best == nil || s.fullness() < best.fullness() {
+			best = s
+		}
+	}
+	for _, sp := range l.spares {
+		files += sp.size
+	}
+	switch {
+	case small > crowded:
+		return oldestSmall
+	case best == nil || best.fullness() > worthMoving:
+		return nil
+	case files > limit:
+		return best
+	case l.noSpace && best.bytes+best.bytes/4 < l.active.size-l.active.end-sealReserve(l.active.size):
+		return best // it fits without a new segment
+	}
+	return nil
+}
+
+// fullness is the part of the room for frames that still is needed.
+func (s *segment) fullness() float64 {
+	return float64(s.bytes) / float64(max(s.size-dataStart-sealReserve(s.size), 1))
+}

@@ -1,0 +1,263 @@
+package buffer
+
+import (
+	"crypto/rand"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"slices"
+	"syscall"
+	"time"
+)
+
+// segmentFor gives the active segment if n more bytes fit, else a new one.
+func (l *Log) segmentFor(n int) (*segment, error) {
+	s := l.active
+	if s != nil && !s.suspect && !s.sealed {
+		if s.end+int64(n)+endMarkLen+sealReserve(s.size) <= s.size {
+			return s, nil
+		}
+		if err := l.seal(s); err != nil {
+			return nil, err
+		}
+	}
+	return l.newSegment(n)
+}
+
+// sealReserve is kept free at the end of a segment for its seal frame.
+func sealReserve(size int64) int64 { return min(max(size/64, 4<<10), 64<<10, size/8) }
+
+// segmentBytes is the size of new segments.
+func (l *Log) segmentBytes() int64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.segmentSize()
+}
+
+// segmentSize is segmentBytes with Log.mu held.
+func (l *Log) segmentSize() int64 {
+	if l.o.SegmentBytes > 0 {
+		return max(l.o.SegmentBytes, 8<<10) &^ 4095
+	}
+	var total int64
+	for _, b := range l.bounds {
+		total += b.max
+	}
+	return min(max(total/32, minSegmentBytes), maxSegmentBytes) &^ 4095
+}
+
+// newSegment makes a segment with room for a frame of n bytes, and makes it the active one. The header and the state of all queues
+// are written but not synced: that is done with the first frame.
+func (l *Log) newSegment(n int) (*segment, error) {
+	l.mu.Lock()
+	check := l.checkpoint()
+	index := l.nextIndex
+	l.nextIndex++
+	first := l.durableNext()
+	l.mu.Unlock()
+
+	need := dataStart + 2*int64(len(check.buf)) + int64(n) + endMarkLen
+	need += sealReserve(need + need/4)
+	var salt [8]byte
+	if _, err := rand.Read(salt[:]); err != nil {
+		return nil, fmt.Errorf("salt: %w", err)
+	}
+	s := &segment{index: index, name: segmentName(index), salt: binary.LittleEndian.Uint64(salt[:]), epoch: l.epoch, first: first}
+	f, size, err := l.segmentFile(s.name, need)
+	if err != nil {
+		return nil, fmt.Errorf("new segment %s: %w", s.name, err)
+	}
+	s.file, s.size = f, size
+	b := make([]byte, dataStart, need)
+	h := segmentHeader{salt: s.salt, index: index, first: first, epoch: s.epoch, created: time.Now().UnixMilli(), size: uint32(size)}
+	if l.o.Sync > 0 {
+		h.flags |= flagDelayedSync
+	}
+	putSegmentHeader(b, h)
+	// Twice, so that one bad bit does not cost the names of the queues.
+	for range 2 {
+		framed := check.finish(s.salt, int64(len(b)))
+		b = append(b, framed[:len(framed)-endMarkLen]...)
+	}
+	s.end = int64(len(b))
+	b = append(b, make([]byte, endMarkLen)...)
+	putEndMark(b[s.end:], s.salt, s.end)
+	if err := writeAt(f, b, 0); err != nil {
+		return nil, errors.Join(fmt.Errorf("write %s: %w", s.name, err), f.Close(), l.fs.Remove(s.path(l.dir)))
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	old := l.active
+	l.segments = append(l.segments, s)
+	l.active = s
+	l.counts.written += int64(len(b))
+	if old != nil {
+		l.checkDead(old)
+	}
+	l.wakeFiller()
+	l.log.Debug("segment begun", "segment", s.name, "bytes", size)
+	return s, nil
+}
+
+// checkpoint gives a frame with the state of every queue. Log.mu is held.
+func (l *Log) checkpoint() *frameBuilder {
+	f := newFrame(frameCheckpoint, nil, time.Now().UnixMilli())
+	f.buf = f.buf[:frameHeaderLen]
+	f.first = l.durableNext()
+	l.addQueues(f)
+	return f
+}
+
+func (l *Log) addQueues(f *frameBuilder) {
+	f.addSection(sectionQueues, func(b []byte) ([]byte, int) {
+		b = appendUint(b, l.nextID)
+		n := 0
+		for _, q := range l.order {
+			if q.dropped {
+				continue
+			}
+			st := q.state()
+			b = appendQueueState(b, &st, true)
+			n++
+		}
+		return b, n
+	})
+}
+
+func appendUint(b []byte, v uint64) []byte { return binary.AppendUvarint(b, v) }
+
+// seal ends a segment: its last frame says what is in it, so that it need not be scanned.
+func (l *Log) seal(s *segment) error {
+	s.sealed = true
+	l.mu.Lock()
+	f := newFrame(frameSeal, nil, time.Now().UnixMilli())
+	f.buf = f.buf[:frameHeaderLen]
+	f.first = l.durableNext()
+	f.addSection(sectionExtents, func(b []byte) ([]byte, int) {
+		for _, e := range s.extents {
+			b = appendExtent(b, extentState{e.queue.id, e.first, e.last, e.start, e.end, e.count, uint64(e.bytes), e.expires})
+		}
+		return b, len(s.extents)
+	})
+	plain := len(f.buf)
+	l.addQueues(f)
+	l.mu.Unlock()
+	room := s.size - s.end - endMarkLen
+	if int64(len(f.buf)) > room {
+		// The next segment begins with the state of the queues anyway.
+		f.buf, f.sections = f.buf[:plain], 1
+	}
+	if int64(len(f.buf)) > room {
+		return l.sync(s)
+	}
+	at := s.end
+	if err := writeAt(s.file, f.finish(s.salt, at), at); err != nil {
+		l.suspect(s)
+		return fmt.Errorf("seal %s: %w", s.name, err)
+	}
+	var slot [slotLen]byte
+	putSealSlot(slot[:], s.salt, at)
+	if err := writeAt(s.file, slot[:], slotAt); err != nil {
+		l.suspect(s)
+		return fmt.Errorf("seal %s: %w", s.name, err)
+	}
+	if err := l.sync(s); err != nil {
+		return err
+	}
+	l.mu.Lock()
+	l.unsynced = time.Time{}
+	s.end = at + int64(len(f.buf))
+	l.mu.Unlock()
+	return nil
+}
+
+// shrink cuts off what a sealed segment does not need, if that is worth it.
+func (l *Log) shrink(s *segment) {
+	if used := s.end + endMarkLen; used < s.size-s.size/8 {
+		if err := s.file.Truncate(used); err == nil {
+			l.mu.Lock()
+			s.size = used
+			l.mu.Unlock()
+		}
+	}
+}
+
+// finalSeal is the last thing before the log is closed.
+func (l *Log) finalSeal() {
+	if s := l.active; s != nil && !s.suspect && !s.sealed {
+		if err := l.seal(s); err != nil {
+			l.closeErr = errors.Join(l.closeErr, err)
+			return
+		}
+		l.shrink(s)
+	}
+}
+
+// free gives up segments nobody needs: as spares, or for good.
+func (l *Log) free(dead []*segment) {
+	if len(dead) == 0 {
+		return
+	}
+	var ready []spare
+	size := l.segmentBytes()
+	for _, s := range dead {
+		l.mu.Lock()
+		if s.pins > 0 {
+			l.mu.Unlock()
+			continue
+		}
+		s.gone = true
+		l.segments = slices.DeleteFunc(l.segments, func(x *segment) bool { return x == s })
+		l.dead = slices.DeleteFunc(l.dead, func(x *segment) bool { return x == s })
+		keep := len(l.spares)+len(ready) < maxSpares && !s.suspect && s.size == size
+		n := l.nextSpare
+		l.nextSpare++
+		l.fileMu.Lock()
+		f := s.file
+		s.file = nil
+		l.fileMu.Unlock()
+		l.mu.Unlock()
+		var err error
+		if f != nil {
+			err = f.Close()
+		}
+		if keep {
+			sp := spare{name: spareName(n), size: s.size}
+			if e := l.fs.Rename(s.path(l.dir), filepath.Join(l.dir, sp.name)); e == nil {
+				ready = append(ready, sp)
+			} else {
+				err = errors.Join(err, e)
+			}
+		} else {
+			err = errors.Join(err, l.fs.Remove(s.path(l.dir)))
+		}
+		l.log.Debug("segment freed", "segment", s.name, "kept", keep)
+		if err != nil {
+			l.log.Warn("freeing a segment failed", "segment", s.name, "err", err)
+		}
+	}
+	// A spare may be overwritten only when its old name is gone for good.
+	err := l.fs.SyncDir(l.dir)
+	if err != nil {
+		l.alarm(fmt.Errorf("sync %s: %w", l.dir, err))
+		return
+	}
+	l.mu.Lock()
+	l.spares = append(l.spares, ready...)
+	l.roomAgain()
+	l.mu.Unlock()
+}
+
+// roomAgain lifts the lowered bounds after something was freed. Log.mu is held.
+func (l *Log) roomAgain() {
+	l.noSpace = false
+	for _, b := range l.bounds {
+		b.ceiling = 0
+	}
+	l.wakeFiller()
+}
+
+func isNoSpace(err error) bool {
+	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
+}

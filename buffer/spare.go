@@ -1,0 +1,250 @@
+package buffer
+
+import (
+	"errors"
+	"fmt"
+	"path/filepath"
+	"slices"
+	"time"
+)
+
+// spare is a file that can become a segment by renaming: zero-filled, or an old segment. Writing into it changes neither its size nor its
+// extents, so an fsync need not write the journal of the file system.
+type spare struct {
+	name string
+	size int64
+}
+
+const (
+	maxSpares = 2
+	tmpSuffix = ".tmp"
+	// spareRetry is how long the filler waits after the disk refused.
+	spareRetry = 10 * time.Second
+)
+
+func (l *Log) wakeFiller() {
+	select {
+	case l.fill <- struct{}{}:
+	default:
+	}
+}
+
+// fillLoop makes one spare ahead, so that commits never wait for zeros. It ends after Close.
+func (l *Log) fillLoop() {
+	timer := time.NewTimer(idle)
+	defer timer.Stop()
+	for {
+		select {
+		case <-l.stop:
+			return
+		case <-l.fill:
+		case <-timer.C:
+		}
+		l.dropOddSpares()
+		size := l.segmentBytes()
+		l.mu.Lock()
+		wanted := len(l.spares) == 0 && l.active != nil && l.failed == nil
+		l.mu.Unlock()
+		timer.Reset(idle)
+		if !wanted {
+			continue
+		}
+		err := l.makeSpare(size)
+		for err != nil && isNoSpace(err) && size > minSegmentBytes {
+			size = max(size/4, minSegmentBytes)
+			err = l.makeSpare(size)
+		}
+		if err == nil || errors.Is(err, ErrClosed) {
+			continue
+		}
+		l.log.Warn("no spare segment could be made", "err", err)
+		if isNoSpace(err) {
+			l.lowerBounds()
+		}
+		timer.Reset(spareRetry)
+	}
+}
+
+// lowerBounds makes the bounds act as full until room is found again.
+func (l *Log) lowerBounds() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.noSpace = true
+	for _, b := range l.bounds {
+		b.ceiling = max(b.used+b.pending, 1)
+	}
+}
+
+// makeSpare makes a zero-filled file of size bytes.
+func (l *Log) makeSpare(size int64) error {
+	l.mu.Lock()
+	n := l.nextSpare
+	l.nextSpare++
+	l.mu.Unlock()
+	sp := spare{name: spareName(n), size: size}
+	path := filepath.Join(l.dir, sp.name)
+	f, err := l.fs.Create(path + tmpSuffix)
+	if err != nil {
+		return fmt.Errorf("create spare: %w", err)
+	}
+	err = zeroFill(f, size, l.stop)
+	if err == nil {
+		err = f.Sync()
+	}
+	err = errors.Join(err, f.Close())
+	if err == nil {
+		err = l.fs.Rename(path+tmpSuffix, path)
+	}
+	if err != nil {
+		return errors.Join(fmt.Errorf("fill spare: %w", err), l.fs.Remove(path+tmpSuffix))
+	}
+	if err := l.fs.SyncDir(l.dir); err != nil {
+		return fmt.Errorf("fill spare: %w", err)
+	}
+	l.mu.Lock()
+	l.spares = append(l.spares, sp)
+	if l.noSpace {
+		l.roomAgain()
+	}
+	l.mu.Unlock()
+	return nil
+}
+
+// zeroFill writes size zeros, unless stop is closed.
+func zeroFill(f File, size int64, stop <-chan struct{}) error {
+	zeros := make([]byte, min(size, 256<<10))
+	for off := int64(0); off < size; off += int64(len(zeros)) {
+		select {
+		case <-stop:
+			return ErrClosed
+		default:
+		}
+		if err := writeAt(f, zeros[:min(int64(len(zeros)), size-off)], off); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// segmentFile gives a file of at least need bytes under the name: a spare, or a new one, or where the disk is full an old segment
+// that is not needed.
+func (l *Log) segmentFile(name string, need int64) (File, int64, error) {
+	path := filepath.Join(l.dir, name)
+	if sp, ok := l.takeSpare(need); ok {
+		return l.openSpare(sp, path)
+	}
+	f, size, err := l.createSegment(path, need)
+	if err != nil && isNoSpace(err) {
+		l.lowerBounds()
+		l.evictForSpace()
+		if sp, ok := l.takeDead(need); ok {
+			return l.openSpare(sp, path)
+		}
+		if l.removeUseless() {
+			return l.createSegment(path, need)
+		}
+	}
+	return f, size, err
+}
+
+// takeSpare gives a spare of at least need bytes.
+func (l *Log) takeSpare(need int64) (spare, bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	i := slices.IndexFunc(l.spares, func(s spare) bool { return s.size >= need })
+	if i < 0 {
+		return spare{}, false
+	}
+	sp := l.spares[i]
+	l.spares = slices.Delete(l.spares, i, i+1)
+	return sp, true
+}
+
+// dropOddSpares removes spares that are smaller than segments are now, as after the bounds grew.
+func (l *Log) dropOddSpares() {
+	l.mu.Lock()
+	var odd []spare
+	size := l.segmentSize()
+	l.spares = slices.DeleteFunc(l.spares, func(s spare) bool {
+		if s.size >= size || l.noSpace {
+			return false
+		}
+		odd = append(odd, s)
+		return true
+	})
+	l.mu.Unlock()
+	for _, s := range odd {
+		if err := l.fs.Remove(filepath.Join(l.dir, s.name)); err != nil {
+			l.log.Warn("removing a spare segment failed", "spare", s.name, "err", err)
+		}
+	}
+}
+
+func (l *Log) openSpare(sp spare, path string) (File, int64, error) {
+	if err := l.fs.Rename(filepath.Join(l.dir, sp.name), path); err != nil {
+		return nil, 0, err
+	}
+	if err := l.fs.SyncDir(l.dir); err != nil {
+		return nil, 0, err
+	}
+	f, err := l.fs.Open(path, false)
+	return f, sp.size, err
+}
+
+// createSegment makes a zero-filled file while a commit waits: small at first, then doubling, until the filler has caught up.
+func (l *Log) createSegment(path string, need int64) (File, int64, error) {
+	size := min(max(2*l.lastSegmentSize, minSegmentBytes), l.segmentBytes())
+	size = (max(size, need) + 4095) &^ 4095
+	f, err := l.fs.Create(path)
+	if err != nil {
+		return nil, 0, err
+	}
+	err = zeroFill(f, size, nil)
+	if err == nil {
+		err = f.Sync()
+	}
+	if err == nil {
+		err = l.fs.SyncDir(l.dir)
+	}
+	if err != nil {
+		return nil, 0, errors.Join(err, f.Close(), l.fs.Remove(path))
+	}
+	l.lastSegmentSize = size
+	return f, size, nil
+}
+
+// takeDead gives the file of a segment without live records, although no cursor that says so is synced yet: the state of the
+// queues is the first thing written into it.
+func (l *Log) takeDead(need int64) (spare, bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for i, s := range l.dead {
+		if s.pins > 0 || s.size < need || s.suspect {
+			continue
+		}
+		l.dead = append(l.dead[:i:i], l.dead[i+1:]...)
+		l.removeSegment(s)
+		l.log.Debug("segment used again at once", "segment", s.name)
+		return spare{name: s.name, size: s.size}, true
+	}
+	return spare{}, false
+}
+
+// removeUseless removes segments without live records that cannot be used again. It returns whether there were any.
+func (l *Log) removeUseless() bool {
+	l.mu.Lock()
+	var paths []string
+	for _, s := range slices.Clone(l.dead) {
+		if s.pins == 0 {
+			l.removeSegment(s)
+			paths = append(paths, s.path(l.dir))
+		}
+	}
+	l.mu.Unlock()
+	for _, path := range paths {
+		if err := l.fs.Remove(path); err != nil {
+			l.log.Warn("freeing a segment failed", "segment", path, "err", err)
+		}
+	}
+	return len(paths) > 0
+}
