@@ -1,0 +1,284 @@
+// Package edge is the local MQTT broker that devices speak to, and the bus on which bridges and the cloud's commands meet
+// them.
+//
+// The embedded broker library (mochi) reads and checks packets and manages connections; everything that decides what
+// becomes of a message is done here. A PUBLISH is taken in by capture.go: checked, handed to Ingest, acknowledged through
+// the connection's gate (edge/gate) when its record is on disk, and given to local subscribers by edge/session, which does
+// all delivery. hooks.go is the seam to the library, connect.go and will.go the life of a connection, subscribe.go the
+// subscriptions, publish.go what bridges and commands use. Nothing of the library leaves this package. Start at New.
+package edge
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/url"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	mqtt "github.com/mochi-mqtt/server/v2"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"tidegate/config"
+	"tidegate/edge/gate"
+	"tidegate/edge/session"
+	"tidegate/message"
+)
+
+const (
+	// receiveMaximum bounds the unacknowledged QoS 1 and 2 messages of one MQTT 5 client towards us.
+	receiveMaximum = 1024
+	// aliasMaximum is how many topic aliases a client may set.
+	aliasMaximum = 32
+	// sweepEvery is the resolution of session expiry and will delay.
+	sweepEvery = time.Second
+	// defaultShutdown is how long an orderly stop may take.
+	defaultShutdown = 5 * time.Second
+)
+
+// Options are what a Broker is made of.
+type Options struct {
+	// Listeners by name; at least one.
+	Listeners map[string]config.Listener
+	// Broker holds the limits.
+	Broker config.Broker
+	// Ingest takes over every message that devices and bridges publish.
+	Ingest message.Ingest
+	// ACL admits clients and decides what they may do.
+	ACL ACL
+	// Store makes the queues of sessions; nil means in memory.
+	Store session.Store
+	// Shutdown is how long Run may take to end after its context did. 0 means 5 s.
+	Shutdown time.Duration
+	Log      *slog.Logger
+	// Metrics is where the broker's metrics are registered.
+	Metrics prometheus.Registerer
+}
+
+// Broker is the local MQTT broker. New makes it, Run runs it once.
+type Broker struct {
+	o         Options
+	log       *slog.Logger
+	metrics   *metrics
+	sessions  *session.Manager
+	server    *mqtt.Server
+	listeners []*listener
+	wills     wills
+	refusals  sparing
+	buffers   sync.Pool // for readAhead
+	clients   atomic.Int64
+	stopping  atomic.Bool
+
+	// life is the context of handlers of Subscribe; it ends when Run does.
+	life     context.Context
+	endLife  context.CancelFunc
+	mu       sync.Mutex // guards ended against handlers.Add
+	ended    bool
+	handlers sync.WaitGroup
+	// conns counts the goroutines of connections. They are started by the accept loops only.
+	conns sync.WaitGroup
+}
+
+type listener struct {
+	name      string
+	anonymous bool
+	*gate.Listener
+}
+
+// New checks o and binds every listener. It starts no goroutine; a Broker that is not going to run must be closed with
+// Close.
+func New(o Options) (*Broker, error) {
+	if len(o.Listeners) == 0 {
+		return nil, errors.New("edge: no listener")
+	}
+	if o.Shutdown == 0 {
+		o.Shutdown = defaultShutdown
+	}
+	b := &Broker{o: o, log: o.Log}
+	b.metrics = newMetrics(o.Metrics, b)
+	b.sessions = session.New(session.Options{
+		QueueBytes: int64(o.Broker.SessionQueue), RetainedLimit: o.Broker.RetainedLimit, Store: o.Store,
+		Drop: b.metrics.drop,
+	})
+	b.wills.pending = make(map[string]pendingWill)
+	b.life, b.endLife = context.WithCancel(context.Background())
+	if err := b.newServer(); err != nil {
+		return nil, err
+	}
+	for name, l := range o.Listeners {
+		if err := b.bind(name, l); err != nil {
+			_ = b.Close()
+			return nil, err
+		}
+	}
+	return b, nil
+}
+
+// newServer makes the library's server. It is never told to serve: it gets its connections one by one and runs no loop of
+// its own, so there is nothing of it to close.
+func (b *Broker) newServer() error {
+	caps := mqtt.NewDefaultServerCapabilities()
+	caps.MaximumMessageExpiryInterval = 0 // else it stamps 24 hours on what has no expiry
+	caps.MaximumClientWritesPending = 1   // nothing ever goes through its queue
+	caps.MaximumPacketSize = uint32(b.o.Broker.MaxPacket)
+	caps.ReceiveMaximum = receiveMaximum
+	caps.TopicAliasMaximum = aliasMaximum
+	caps.MinimumProtocolVersion = 4
+	caps.Compatibilities.NoInheritedPropertiesOnAck = true
+	b.server = mqtt.New(&mqtt.Options{
+		Capabilities:            caps,
+		ClientNetReadBufferSize: 4 << 10,
+		// Its log lines carry whole packets; what matters is logged here.
+		Logger: slog.New(slog.DiscardHandler),
+	})
+	if err := b.server.AddHook(&hooks{b: b}, nil); err != nil {
+		return fmt.Errorf("edge: add hook: %w", err)
+	}
+	return nil
+}
+
+func (b *Broker) bind(name string, c config.Listener) error {
+	u, err := url.Parse(c.Listen)
+	if err != nil {
+		return fmt.Errorf("edge: listener %s: %w", name, err)
+	}
+	if u.Scheme != "mqtt" {
+		return fmt.Errorf("edge: listener %s: cannot listen on %s, only on mqtt://", name, c.Listen)
+	}
+	port := u.Port()
+	if port == "" {
+		port = "1883"
+	}
+	ln, err := net.Listen("tcp", net.JoinHostPort(u.Hostname(), port))
+	if err != nil {
+		return fmt.Errorf("edge: listener %s: %w", name, err)
+	}
+	gl := gate.NewListener(ln, gate.ListenerOptions{
+		Conn: gate.Options{MaxPacket: int(b.o.Broker.MaxPacket)},
+		// Twice the clients: those that are being closed and those that have not said who they are count too.
+		MaxConns: 2*b.o.Broker.MaxClients + 64,
+		OnRefuse: func(net.Addr, gate.Reason) { b.metrics.refusedConns.Inc() },
+		Logger:   b.log.With("listener", name),
+	})
+	b.listeners = append(b.listeners, &listener{
+		name: name, anonymous: c.Anonymous == nil || *c.Anonymous, Listener: gl,
+	})
+	return nil
+}
+
+// Addrs returns the bound address of every listener by its name.
+func (b *Broker) Addrs() map[string]net.Addr {
+	m := make(map[string]net.Addr, len(b.listeners))
+	for _, l := range b.listeners {
+		m[l.name] = l.Addr()
+	}
+	return m
+}
+
+// Clients returns how many clients are connected.
+func (b *Broker) Clients() int { return int(b.clients.Load()) }
+
+// Sessions returns how many sessions there are, connected or not.
+func (b *Broker) Sessions() int { return b.sessions.Len() }
+
+// Close unbinds the listeners of a Broker that was not run.
+func (b *Broker) Close() error {
+	var errs []error
+	for _, l := range b.listeners {
+		errs = append(errs, l.Close())
+	}
+	b.end()
+	return errors.Join(errs...)
+}
+
+// Run accepts clients until ctx ends. Then it stops accepting, lets acknowledgements leave whose records reach the disk
+// within the shutdown time, tells MQTT 5 clients why (0x8B) and closes every connection. Wills are not published then: the
+// clients did not fail. It returns nil after an orderly stop and when all its goroutines have ended.
+func (b *Broker) Run(ctx context.Context) error {
+	var loops sync.WaitGroup
+	for _, l := range b.listeners {
+		loops.Go(func() { b.accept(l) }) // ends when the listener is closed
+	}
+	loops.Go(func() { b.sweep(ctx) }) // ends with ctx
+	<-ctx.Done()
+	b.stopping.Store(true)
+	err := b.shutdown()
+	loops.Wait()
+	b.end()
+	return errors.Join(err, b.awaitConns())
+}
+
+// shutdown ends the listeners and their connections within the shutdown time.
+func (b *Broker) shutdown() error {
+	// Half of the time is for the orderly way; a connection that needs more is cut.
+	ctx, cancel := context.WithTimeout(context.Background(), b.o.Shutdown/2)
+	defer cancel()
+	var wg sync.WaitGroup
+	for _, l := range b.listeners {
+		wg.Go(func() {
+			if err := l.Shutdown(ctx, codeShuttingDown); err != nil && !errors.Is(err, net.ErrClosed) {
+				b.log.Warn("some connections had to be cut", "listener", l.name, "error", err)
+			}
+		})
+	}
+	wg.Wait()
+	return nil
+}
+
+// awaitConns waits for the goroutines of connections. They end when their sockets are closed; should one not, that is an
+// error rather than a gateway that cannot be stopped.
+func (b *Broker) awaitConns() error {
+	done := make(chan struct{})
+	go func() { // ends when the last connection's goroutine does
+		b.conns.Wait()
+		b.handlers.Wait()
+		close(done)
+	}()
+	select {
+	case <-done:
+		return nil
+	case <-time.After(b.o.Shutdown):
+		return errors.New("edge: stop: some connections or handlers did not end in time")
+	}
+}
+
+// end ends the handlers of Subscribe.
+func (b *Broker) end() {
+	b.mu.Lock()
+	b.ended = true
+	b.mu.Unlock()
+	b.endLife()
+}
+
+// accept serves every connection of l on a goroutine of its own, which ends when the connection does.
+func (b *Broker) accept(l *listener) {
+	for {
+		c, err := l.Accept()
+		if err != nil {
+			return
+		}
+		if gc, ok := c.(*gate.Conn); ok {
+			b.conns.Go(func() { b.serve(l, gc) })
+		}
+	}
+}
+
+// sweep ends sessions and publishes delayed wills when their time has come.
+func (b *Broker) sweep(ctx context.Context) {
+	t := time.NewTicker(sweepEvery)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case now := <-t.C:
+			b.sessions.Sweep(now)
+			for _, w := range b.wills.due(now) {
+				b.publishWill(w)
+			}
+		}
+	}
+}

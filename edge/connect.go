@@ -1,0 +1,253 @@
+package edge
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"sync/atomic"
+	"time"
+
+	mqtt "github.com/mochi-mqtt/server/v2"
+	"github.com/mochi-mqtt/server/v2/packets"
+
+	"tidegate/access"
+	"tidegate/edge/gate"
+	"tidegate/edge/session"
+	"tidegate/message"
+)
+
+const (
+	// pendingBytes is how much may wait for a slow peer before its session stops sending.
+	pendingBytes = 64 << 10
+	// maxAliveSeconds is the longest keep alive the library can count: it multiplies by 1.5 in 16 bits.
+	maxAliveSeconds = math.MaxUint16 / 3 * 2
+)
+
+// peer is one connection with what is known about its client. Its fields are set and used by the goroutine that reads
+// the connection, unless they are atomic.
+type peer struct {
+	*gate.Conn
+	b        *Broker
+	listener *listener
+
+	connect  connectInfo
+	will     *will
+	client   string // client identifier
+	identity access.Identity
+	admitted bool
+	counted  bool // in Broker.clients
+	session  *session.Session
+	present  bool // the session was there before
+	aliases  map[uint16]string
+	ahead    readAhead
+
+	orderly bool        // the client said goodbye: no will
+	forced  bool        // we closed the connection for a reason of our own
+	ended   atomic.Bool // the connection was closed here: what was read already is not looked at any more
+}
+
+// connectInfo is what the CONNECT packet said.
+type connectInfo struct {
+	version   byte
+	clean     bool
+	keepAlive uint16
+	expiry    uint32 // seconds; for version 3.1.1 what its clean session flag amounts to
+	receive   uint16
+	aliases   uint16
+	maxPacket uint32
+	noID      bool
+	user      string
+	password  []byte
+	method    string
+}
+
+// Read reads what the client sends.
+func (p *peer) Read(b []byte) (int, error) { return p.ahead.read(b, p.Conn.Read) }
+
+// WaitWritable waits until the peer has taken most of what was written.
+func (p *peer) WaitWritable() error { return p.WaitBelow(context.Background(), pendingBytes) }
+
+// serve runs one connection to its end.
+func (b *Broker) serve(l *listener, c *gate.Conn) {
+	p := &peer{Conn: c, b: b, listener: l, ahead: readAhead{pool: &b.buffers}}
+	defer p.ahead.giveBack()
+	err := b.establish(p)
+	_ = c.Close()
+	b.leave(p)
+	b.log.Debug("connection ended", "listener", l.name, "client", p.client, "remote", c.RemoteAddr().String(), "cause", err)
+}
+
+// establish hands the connection to the library, on this goroutine. A packet that crashes the library's decoder ends its
+// own connection only.
+func (b *Broker) establish(p *peer) (err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			b.metrics.panics.Inc()
+			err = fmt.Errorf("decode packet: %v", r)
+		}
+	}()
+	return b.server.EstablishConnection(p.listener.name, p)
+}
+
+// readConnect keeps what a CONNECT says and hides from the library what is not its business: the will, so that it neither
+// refuses an empty one nor ever publishes one, and how long the session lives, so that it keeps none.
+func (p *peer) readConnect(pk packets.Packet) (packets.Packet, error) {
+	if pk.ProtocolVersion != 4 && pk.ProtocolVersion != 5 {
+		_, _ = p.Write([]byte{packets.Connack << 4, 2, 0, oldVersion}) // [MQTT-3.1.2-2]
+		return pk, packets.ErrRejectPacket
+	}
+	c := &pk.Connect
+	p.connect = connectInfo{
+		version: pk.ProtocolVersion, clean: c.Clean, keepAlive: c.Keepalive,
+		receive: pk.Properties.ReceiveMaximum, aliases: pk.Properties.TopicAliasMaximum,
+		maxPacket: pk.Properties.MaximumPacketSize, method: pk.Properties.AuthenticationMethod,
+		noID: c.ClientIdentifier == "", user: string(c.Username), password: c.Password,
+		expiry: pk.Properties.SessionExpiryInterval,
+	}
+	if pk.ProtocolVersion == 4 && !c.Clean {
+		p.connect.expiry = math.MaxUint32
+	}
+	w, code := readWill(&pk)
+	if code != codeSuccess {
+		p.refuseConnect(code)
+		return pk, packets.ErrRejectPacket
+	}
+	p.will = w
+
+	c.WillFlag, c.WillRetain, c.WillQos, c.WillTopic, c.WillPayload = false, false, 0, "", nil
+	c.WillProperties = packets.Properties{}
+	c.Clean = true
+	if len(c.Password) == 0 {
+		c.PasswordFlag = false // an empty password is a password [MQTT-3.1.2-19]
+	}
+	pk.Properties.SessionExpiryInterval, pk.Properties.SessionExpiryIntervalFlag = 0, false
+	pk.Properties.ReceiveMaximum, pk.Properties.TopicAliasMaximum = 0, 0
+	return pk, nil
+}
+
+// admit decides whether the client may connect and returns the reason code of the CONNACK.
+func (p *peer) admit() byte {
+	b, c := p.b, &p.connect
+	switch {
+	case b.stopping.Load():
+		return codeShuttingDown
+	case c.noID && c.version == 4 && !c.clean:
+		return codeIdentifier // [MQTT-3.1.3-8]
+	case c.method != "":
+		return codeBadAuthMethod
+	}
+	id, err := b.o.ACL.Authenticate(c.user, c.password, p.client, p.listener.anonymous)
+	c.password = nil
+	if err != nil {
+		b.metrics.logins.Inc()
+		b.refusals.log(b.log, "client refused", "login", "client", p.client, "user", c.user, "remote", p.RemoteAddr().String(), "error", err)
+		if errors.Is(err, message.ErrBusy) {
+			return codeBusy
+		}
+		return codeBadLogin
+	}
+	p.identity = id
+	if p.will != nil && !p.mayPublish(p.will.msg.Topic) {
+		b.refusals.log(b.log, "client refused", "will", "client", p.client, "user", c.user, "topic", p.will.msg.Topic)
+		return codeNotAuthorized
+	}
+	p.counted = true
+	if b.clients.Add(1) > int64(b.o.Broker.MaxClients) && !b.sessions.Connected(p.client) {
+		return codeBusy
+	}
+	p.admitted = true
+	return codeSuccess
+}
+
+// refuseConnect writes a CONNACK that ends the connection.
+func (p *peer) refuseConnect(code byte) {
+	p.will = nil // there was no session it could belong to
+	if p.connect.version == 5 {
+		_, _ = p.Write([]byte{packets.Connack << 4, 3, 0, code, 0})
+		return
+	}
+	_, _ = p.Write([]byte{packets.Connack << 4, 2, 0, connackOf(code)})
+}
+
+// keepAlive sets how long the client may be silent. Version 5 clients are told when it is less than they asked for. A
+// version 3.1.1 client cannot be told, so its own wish counts; TCP keep-alive notices when it is gone without a word.
+func (p *peer) keepAlive(cl *mqtt.Client) {
+	k := min(p.connect.keepAlive, maxAliveSeconds)
+	if limit := p.b.o.Broker.MaxKeepAlive.D(); p.connect.version == 5 && limit > 0 {
+		most := uint16(min(max(1, int64(limit/time.Second)), maxAliveSeconds))
+		if k == 0 || k > most {
+			k = most
+			cl.State.ServerKeepalive = true // [MQTT-3.1.2-21]
+		}
+	}
+	cl.State.Keepalive = k
+}
+
+// expiry returns how long the session lives without a connection.
+func (p *peer) expiry(seconds uint32) time.Duration {
+	return min(time.Duration(seconds)*time.Second, p.b.o.Broker.SessionExpiry.D())
+}
+
+// attach gives the connection its session and ends the connection that had it [MQTT-3.1.4-3].
+func (p *peer) attach() {
+	c := &p.connect
+	acl, id := p.b.o.ACL, p.identity // outlive the connection
+	p.b.wills.mu.Lock()
+	s, present, previous := p.b.sessions.Attach(session.Connect{
+		Conn: p, Client: p.client, User: id.User, Version: c.version, Clean: c.clean, Expiry: p.expiry(c.expiry),
+		ReceiveMaximum: c.receive, MaxPacket: c.maxPacket, TopicAliasMaximum: c.aliases,
+		Allow: func(topic string) bool { return acl.Allow(id, access.Deliver, topic) },
+	})
+	due := p.b.wills.returned(p.client, present)
+	p.b.wills.mu.Unlock()
+
+	p.session, p.present = s, present
+	if old, ok := previous.(*peer); ok {
+		old.ended.Store(true)
+		old.Disconnect(codeTakenOver, "taken_over")
+	}
+	for _, w := range due {
+		p.b.publishWill(w)
+	}
+}
+
+// completeConnack fills in what the library does not know.
+func (p *peer) completeConnack(pk *packets.Packet) {
+	pk.SessionPresent = p.present // [MQTT-3.2.2-2]
+	if p.connect.version < 5 {
+		return
+	}
+	pk.Properties.TopicAliasMaximum = aliasMaximum
+	pk.Properties.MaximumPacketSize = uint32(p.b.o.Broker.MaxPacket)
+	if granted := uint32(p.expiry(p.connect.expiry) / time.Second); granted != p.connect.expiry {
+		pk.Properties.SessionExpiryInterval, pk.Properties.SessionExpiryIntervalFlag = granted, true
+	}
+}
+
+// readDisconnect takes the client's goodbye.
+func (p *peer) readDisconnect(pk packets.Packet) packets.Packet {
+	if pk.Properties.SessionExpiryIntervalFlag {
+		if p.connect.expiry == 0 && pk.Properties.SessionExpiryInterval > 0 {
+			p.disconnect(codeProtocolError) // [MQTT-3.1.2-11.2]
+			return inert()
+		}
+		p.session.SetExpiry(p, p.expiry(pk.Properties.SessionExpiryInterval))
+		pk.Properties.SessionExpiryIntervalFlag = false
+	}
+	p.orderly = pk.ReasonCode != codeWillWithDelivery // [MQTT-3.14.4-3]
+	return pk
+}
+
+// disconnect ends the connection for what the client did; version 5 clients are told the reason code.
+func (p *peer) disconnect(code byte) {
+	p.ended.Store(true)
+	p.Disconnect(code, "protocol")
+}
+
+// closeForOwn ends the connection for a reason that is ours; the client is expected to come back.
+func (p *peer) closeForOwn() {
+	p.forced = true
+	p.ended.Store(true)
+	_ = p.Conn.Close()
+}

@@ -1,0 +1,87 @@
+package edge
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"tidegate/access"
+	"tidegate/message"
+)
+
+// Publish takes a message of a bridge: it is checked, handed to Ingest and given to local subscribers. Without an error
+// the bridge acknowledges its device when the ticket is durable, not before; with one the message is still the bridge's.
+// ID and Received are filled in when they are zero. Messages of CoAP and HTTP clients pass the rules as their user's; what
+// other bridges publish under their configured topics needs no rule. Only the gateway itself publishes below tidegate/.
+func (b *Broker) Publish(m message.Message) (message.Ticket, error) {
+	stamp(&m)
+	t, err := b.takeFrom(&m)
+	if err != nil {
+		b.metrics.refuse(m.Source.Protocol, refusalOf(err).label)
+		return message.Ticket{}, err
+	}
+	b.sessions.Publish(&m, "")
+	return t, nil
+}
+
+func (b *Broker) takeFrom(m *message.Message) (message.Ticket, error) {
+	if err := message.ValidName(m.Topic); err != nil {
+		return message.Ticket{}, err
+	}
+	allowed := m.Source.Protocol == message.Self || !message.Reserved(m.Topic)
+	if p := m.Source.Protocol; allowed && (p == message.CoAP || p == message.HTTP) {
+		allowed = b.o.ACL.Allow(access.Identity{User: m.Source.User, Client: m.Source.Client}, access.Publish, m.Topic)
+	}
+	if !allowed {
+		return message.Ticket{}, fmt.Errorf("publish %q: %w", m.Topic, message.ErrNotAllowed)
+	}
+	return b.ingest(m)
+}
+
+// Deliver gives a message of the cloud to local subscribers; it is never handed to Ingest. nil means that every matching
+// session and handler has it queued, message.ErrNoMatch that nobody subscribes to its topic, message.ErrBusy that a
+// handler's queue was full: others may have got it.
+func (b *Broker) Deliver(_ context.Context, m message.Message) error {
+	if err := message.ValidName(m.Topic); err != nil {
+		return err
+	}
+	stamp(&m)
+	switch matched, busy := b.sessions.Publish(&m, ""); {
+	case busy:
+		return fmt.Errorf("deliver %q: %w", m.Topic, message.ErrBusy)
+	case matched == 0:
+		return fmt.Errorf("deliver %q: %w", m.Topic, message.ErrNoMatch)
+	}
+	return nil
+}
+
+// Subscribe gives every message that filter selects to h, one after the other, on a goroutine of its own that ends with
+// cancel or with Run. What h returns as an error is logged: the message was the handler's. Up to 1024 messages wait for h;
+// more are dropped and counted.
+func (b *Broker) Subscribe(filter string, h message.Handler) (cancel func(), err error) {
+	if err := message.ValidFilter(filter); err != nil {
+		return nil, fmt.Errorf("edge: subscribe: %w", err)
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.ended {
+		return nil, fmt.Errorf("edge: subscribe %q: %w", filter, message.ErrBusy)
+	}
+	run, cancel := b.sessions.Subscribe(filter, h, func(err error) {
+		b.log.Warn("handler failed", "filter", filter, "error", err)
+	})
+	b.handlers.Go(func() { run(b.life) })
+	return cancel, nil
+}
+
+// Retained returns the retained messages that filter selects, in no order.
+func (b *Broker) Retained(filter string) []message.Message { return b.sessions.Retained(filter) }
+
+func stamp(m *message.Message) {
+	if m.ID.IsZero() {
+		m.ID = message.NewID()
+	}
+	if m.Received.IsZero() {
+		m.Received = time.Now()
+	}
+}

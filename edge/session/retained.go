@@ -1,0 +1,175 @@
+package session
+
+import (
+	"strings"
+	"sync"
+	"time"
+
+	"tidegate/message"
+)
+
+// retainedStore keeps the last retained message of each topic, at most limit of them. At the limit a message for a topic
+// that has none yet is not kept; the caller counts it.
+type retainedStore struct {
+	limit int
+
+	mu   sync.RWMutex
+	root leaf
+	n    int
+	next time.Time // no message expires before; zero: none ever does
+}
+
+// leaf is one level of a topic.
+type leaf struct {
+	children map[string]*leaf
+	msg      *message.Message
+}
+
+// set keeps m, or forgets the topic's message when m has no payload [MQTT-3.3.1-6]. It reports whether there was room.
+func (r *retainedStore) set(m *message.Message) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(m.Payload) == 0 {
+		r.remove(m.Topic)
+		return true
+	}
+	if r.n >= r.limit && r.get(m.Topic) == nil {
+		return false
+	}
+	l := &r.root
+	for rest, more := m.Topic, true; more; {
+		var level string
+		level, rest, more = strings.Cut(rest, "/")
+		c := l.children[level]
+		if c == nil {
+			c = &leaf{}
+			if l.children == nil {
+				l.children = make(map[string]*leaf)
+			}
+			l.children[level] = c
+		}
+		l = c
+	}
+	if l.msg == nil {
+		r.n++
+	}
+	l.msg = m
+	r.noteExpiry(m)
+	return true
+}
+
+func (r *retainedStore) noteExpiry(m *message.Message) {
+	if !m.Expires.IsZero() && (r.next.IsZero() || m.Expires.Before(r.next)) {
+		r.next = m.Expires
+	}
+}
+
+func (r *retainedStore) get(topic string) *message.Message {
+	l := &r.root
+	for rest, more := topic, true; more; {
+		var level string
+		level, rest, more = strings.Cut(rest, "/")
+		if l = l.children[level]; l == nil {
+			return nil
+		}
+	}
+	return l.msg
+}
+
+// remove forgets the message of topic and the levels that are empty without it.
+func (r *retainedStore) remove(topic string) {
+	if r.root.remove(topic, true) {
+		r.n--
+	}
+}
+
+func (l *leaf) remove(rest string, more bool) (found bool) {
+	if !more {
+		found = l.msg != nil
+		l.msg = nil
+		return found
+	}
+	level, rest, more := strings.Cut(rest, "/")
+	c := l.children[level]
+	if c == nil {
+		return false
+	}
+	found = c.remove(rest, more)
+	if c.msg == nil && len(c.children) == 0 {
+		delete(l.children, level)
+	}
+	return found
+}
+
+// match calls yield with every retained message that filter selects and that has not expired.
+func (r *retainedStore) match(filter string, now time.Time, yield func(*message.Message)) {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	r.root.match(filter, true, true, func(m *message.Message) {
+		if m.Expires.IsZero() || now.Before(m.Expires) {
+			yield(m)
+		}
+	})
+}
+
+func (l *leaf) match(filter string, more, first bool, yield func(*message.Message)) {
+	if !more {
+		if l.msg != nil {
+			yield(l.msg)
+		}
+		return
+	}
+	level, rest, more := strings.Cut(filter, "/")
+	switch level {
+	case "#":
+		if !first && l.msg != nil {
+			yield(l.msg) // a/# selects a as well
+		}
+		for name, c := range l.children {
+			if !first || !strings.HasPrefix(name, "$") { // [MQTT-4.7.2-1]
+				c.match("#", true, false, yield)
+			}
+		}
+	case "+":
+		for name, c := range l.children {
+			if !first || !strings.HasPrefix(name, "$") {
+				c.matchRest(rest, more, yield)
+			}
+		}
+	default:
+		if c := l.children[level]; c != nil {
+			c.matchRest(rest, more, yield)
+		}
+	}
+}
+
+func (l *leaf) matchRest(rest string, more bool, yield func(*message.Message)) {
+	l.match(rest, more, false, yield)
+}
+
+// sweep forgets messages whose expiry interval has passed [MQTT-3.3.2-5].
+func (r *retainedStore) sweep(now time.Time) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.next.IsZero() || now.Before(r.next) {
+		return
+	}
+	var gone []string
+	r.next = time.Time{}
+	r.root.match("#", true, false, func(m *message.Message) {
+		if !m.Expires.IsZero() && !now.Before(m.Expires) {
+			gone = append(gone, m.Topic)
+			return
+		}
+		r.noteExpiry(m)
+	})
+	for _, topic := range gone {
+		r.remove(topic)
+	}
+}
+
+func (r *retainedStore) len() int {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	return r.n
+}

@@ -1,0 +1,98 @@
+package edge
+
+import (
+	"strings"
+
+	"github.com/mochi-mqtt/server/v2/packets"
+
+	"tidegate/access"
+	"tidegate/edge/session"
+	"tidegate/message"
+)
+
+// maxFilters bounds the subscriptions of one session.
+const maxFilters = 10000
+
+// readSubscribe answers a SUBSCRIBE. The SUBACK is written by the session, between the subscriptions and what they bring.
+func (p *peer) readSubscribe(pk *packets.Packet) {
+	if pk.SubscribeValidate() != packets.CodeSuccess || pk.PacketID == 0 {
+		p.disconnect(codeProtocolError)
+		return
+	}
+	subs := make([]*session.Subscription, len(pk.Filters))
+	codes := make([]byte, len(pk.Filters))
+	room := maxFilters - p.session.Filters()
+	for i := range pk.Filters {
+		f := &pk.Filters[i]
+		if f.RetainHandling > 2 || f.NoLocal && strings.HasPrefix(f.Filter, "$share/") { // [MQTT-3.8.3-4]
+			p.disconnect(codeProtocolError)
+			return
+		}
+		codes[i] = p.maySubscribe(f.Filter)
+		if codes[i] == codeSuccess && i >= room {
+			codes[i] = codeQuota
+		}
+		if codes[i] == codeSuccess {
+			codes[i] = f.Qos
+			subs[i] = &session.Subscription{
+				Filter: strings.Clone(f.Filter), QoS: message.QoS(f.Qos), ID: uint32(f.Identifier),
+				NoLocal: f.NoLocal, RetainAsPublished: f.RetainAsPublished, RetainHandling: f.RetainHandling,
+			}
+		} else if p.connect.version < 5 {
+			codes[i] = codeUnspecified // [MQTT-3.9.3-2] of 3.1.1
+		}
+	}
+	p.session.Subscribe(p, subs, p.subAnswer(packets.Suback<<4, pk.PacketID, codes))
+}
+
+// maySubscribe returns the reason code for a filter; success where it is allowed.
+func (p *peer) maySubscribe(filter string) byte {
+	if message.ValidFilter(filter) != nil {
+		return codeFilterInvalid
+	}
+	if !p.b.o.ACL.Allow(p.identity, access.Subscribe, filter) {
+		p.b.refusals.log(p.b.log, "subscription refused", "not_allowed", "client", p.client, "user", p.identity.User, "filter", filter)
+		return codeNotAuthorized
+	}
+	return codeSuccess
+}
+
+// readUnsubscribe answers an UNSUBSCRIBE.
+func (p *peer) readUnsubscribe(pk *packets.Packet) {
+	if pk.UnsubscribeValidate() != packets.CodeSuccess || pk.PacketID == 0 {
+		p.disconnect(codeProtocolError)
+		return
+	}
+	codes := make([]byte, len(pk.Filters))
+	for i, f := range pk.Filters {
+		if !p.session.Unsubscribe(p, f.Filter) {
+			codes[i] = codeNoSubscription
+		}
+	}
+	if p.connect.version < 5 {
+		codes = nil // [MQTT-3.10.4-4] of 3.1.1 has no payload
+	}
+	_, _ = p.Write(p.subAnswer(packets.Unsuback<<4, pk.PacketID, codes))
+}
+
+// subAnswer makes a SUBACK or UNSUBACK.
+func (p *peer) subAnswer(head byte, id uint16, codes []byte) []byte {
+	n := 2 + len(codes)
+	if p.connect.version == 5 {
+		n++
+	}
+	b := make([]byte, 0, n+5)
+	b = append(b, head)
+	for left := n; ; left >>= 7 { // a variable byte integer [MQTT-1.5.5-1]
+		if left < 0x80 {
+			b = append(b, byte(left))
+			break
+		}
+		b = append(b, byte(left)|0x80)
+	}
+	b = append(b, byte(id>>8), byte(id))
+	if p.connect.version == 5 {
+		b = append(b, 0) // no properties
+	}
+	return append(b, codes...)
+}
