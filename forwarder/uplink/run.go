@@ -1,0 +1,209 @@
+package uplink
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	"tidegate/message"
+)
+
+const (
+	// connectTimeout bounds one attempt: name look-up, TCP, TLS and CONNACK.
+	connectTimeout = 10 * time.Second
+	// goodbyeTimeout bounds the orderly end: the retained status "offline", its acknowledgement, DISCONNECT.
+	goodbyeTimeout = 2 * time.Second
+)
+
+// pace says how long to wait before the next attempt.
+type pace struct {
+	base, limit time.Duration // full jitter between 0 and base doubled with every failure, at most limit
+	slow        time.Duration // where the same attempt will fail again: between slow and twice slow
+	stable      time.Duration // a connection that lived that long was a success
+}
+
+func defaultPace() pace {
+	return pace{base: 500 * time.Millisecond, limit: 30 * time.Second, slow: 30 * time.Second, stable: 30 * time.Second}
+}
+
+// wait is how long to wait after that many failures in a row, the last of them err.
+func (p pace) wait(failures int, err error) time.Duration {
+	var r *refusal
+	if errors.As(err, &r) && r.lasting() || endLabel(err) == endTakenOver {
+		return p.slow + rand.N(p.slow) //nolint:gosec // jitter is no secret
+	}
+	most := p.limit
+	if failures < 30 {
+		most = min(p.limit, p.base<<failures)
+	}
+	return rand.N(most) //nolint:gosec // jitter is no secret
+}
+
+// Run keeps the uplink connected until ctx ends and hands what the cloud sends to commands. It returns nil, after the
+// retained status "offline" was acknowledged or goodbyeTimeout has passed, when every goroutine it started has ended. A Client runs once.
+//
+// A command is acknowledged to the cloud once commands returned nil, in order, one at a time. A command that commands
+// refuses for good (message.ErrNotAllowed, ErrInvalid, ErrTooLarge, ErrNoMatch) is acknowledged too, on MQTT 5 with a reason
+// code, because the cloud would send it again for ever. After any other error it is tried again, with growing pauses; the
+// cloud keeps it and those behind it meanwhile.
+func (c *Client) Run(ctx context.Context, commands message.Handler) error {
+	defer c.over()
+	failures := 0
+	for next := 0; ctx.Err() == nil; {
+		sv := c.settings.servers[next]
+		started := time.Now()
+		err := c.once(ctx, sv, commands)
+		if ctx.Err() != nil {
+			return nil
+		}
+		if errors.Is(err, errConnected) {
+			next = 0 // the servers are tried in order again
+			if time.Since(started) >= c.pace.stable {
+				failures = 0
+			}
+		} else {
+			next = (next + 1) % len(c.settings.servers)
+			if next != 0 {
+				continue // the next server is tried at once
+			}
+		}
+		if !sleep(ctx, c.pace.wait(failures, err)) {
+			return nil
+		}
+		failures++
+	}
+	return nil
+}
+
+// errConnected is wrapped by the error of a connection that had been made.
+var errConnected = errors.New("connection ended")
+
+// once makes one connection and lives with it until it ends.
+func (c *Client) once(ctx context.Context, sv server, commands message.Handler) error {
+	dialing, cancel := context.WithTimeoutCause(ctx, connectTimeout,
+		fmt.Errorf("no answer within %s", connectTimeout))
+	cn, err := c.driver.connect(dialing, &c.settings, hello{server: sv, will: c.will(), release: c.release})
+	cancel()
+	if err != nil {
+		if ctx.Err() == nil {
+			c.failed("connect to", sv, err)
+		}
+		var r *refusal
+		c.noRetain = c.noRetain || errors.As(err, &r) && r.version == version5 && r.code == codeRetainUnsupported
+		return err
+	}
+	err = c.serve(ctx, sv, cn, commands)
+	c.remember(cn.info())
+	if ctx.Err() == nil {
+		c.failed("connection to", sv, err)
+	}
+	return fmt.Errorf("%w: %w", errConnected, err)
+}
+
+// remember decides how the next connection begins. After QoS 2 messages the broker may hold identifiers. A resumed
+// session that ended before anything was acknowledged may have ended over identifiers of an earlier process, or over the
+// attempt to release them: the other way is tried then.
+func (c *Client) remember(last connInfo) {
+	switch {
+	case last.exactly:
+		c.release = true
+	case last.present && !last.answered:
+		c.release = !c.release
+	}
+}
+
+// will is what the broker publishes when this client vanishes.
+func (c *Client) will() message.Message {
+	m := statusMessage(c.settings.gateway, "offline", time.Now())
+	m.Retain = !c.noRetain
+	return m
+}
+
+// serve uses a connection until it ends, and ends it in order when ctx does. It returns why the connection ended.
+func (c *Client) serve(ctx context.Context, sv server, cn conn, commands message.Handler) error {
+	alive, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var parts sync.WaitGroup
+	parts.Go(func() { c.watch(cn) })                         // ends with the connection
+	parts.Go(func() { c.takeCommands(alive, cn, commands) }) // ends with the connection, or ctx
+	l := &link{conn: cn}
+	c.announce(ctx, cn, "online")
+	c.up(sv, l)
+	select {
+	case <-ctx.Done():
+		c.goodbye(cn)
+	case <-cn.lost():
+	}
+	<-cn.lost()
+	cancel()
+	parts.Wait()
+	c.down()
+	return cn.cause()
+}
+
+// announce sends the retained status, as the first message of a connection and as the last one. It returns a channel
+// that is closed when the status was answered or the connection ended.
+func (c *Client) announce(ctx context.Context, cn conn, is string) <-chan struct{} {
+	answered := make(chan struct{})
+	m := statusMessage(c.settings.gateway, is, time.Now())
+	err := cn.send(ctx, m, Identity{}, func(err error) {
+		if err != nil && !errors.Is(err, ErrDisconnected) {
+			c.log.Warn("status message refused", "topic", m.Topic, "error", err)
+		}
+		close(answered)
+	})
+	if err != nil {
+		close(answered)
+	}
+	return answered
+}
+
+// goodbye says offline, waits until that and with it all before it is acknowledged, and sends DISCONNECT, after which the
+// broker drops the will.
+func (c *Client) goodbye(cn conn) {
+	ctx, cancel := context.WithTimeout(context.Background(), goodbyeTimeout)
+	defer cancel()
+	select {
+	case <-c.announce(ctx, cn, "offline"):
+	case <-ctx.Done():
+	}
+	cn.stop()
+	select {
+	case <-cn.lost():
+	case <-ctx.Done():
+		cn.drop(ended(endStopped, "stopped without an answer"))
+	}
+}
+
+// watch drops the connection when the oldest message in flight gets no acknowledgement for ack_timeout.
+func (c *Client) watch(cn conn) {
+	tick := time.NewTicker(max(c.settings.ackTimeout/8, time.Millisecond))
+	defer tick.Stop()
+	for {
+		select {
+		case <-cn.lost():
+			return
+		case <-tick.C:
+		}
+		if since, ok := cn.oldest(); ok && time.Since(since) >= c.settings.ackTimeout {
+			cn.drop(ended(endAckTimeout, "no acknowledgement for the oldest message for %s", c.settings.ackTimeout))
+			<-cn.lost()
+			return
+		}
+	}
+}
+
+// sleep waits; false means that ctx ended first.
+func sleep(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
