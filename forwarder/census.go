@@ -1,0 +1,159 @@
+package forwarder
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"tidegate/buffer"
+)
+
+// census counts, once after the start, the records of a lane that were on disk already, each under its route. It runs
+// beside the drain, so records may leave before it comes to them: those are counted as they leave and remembered in left.
+// The lane's mu guards it.
+type census struct {
+	at   buffer.Seq // everything up to here was counted
+	top  buffer.Seq // the last record that was there at the start
+	left runs       // what left ahead of the census
+}
+
+// ahead reports whether the census has yet to come to seq.
+func (c *census) ahead(seq buffer.Seq) bool { return seq > c.at && seq <= c.top }
+
+// countRecovered makes the census of a lane, if there is something to count.
+func (l *lane) countRecovered(ctx context.Context) error {
+	if l.census == nil { // set before anything else runs, cleared here only
+		return nil
+	}
+	err := l.queue.Scan(l.queue.Floor(), func(rec buffer.Rec) bool {
+		if ctx.Err() != nil || rec.Seq > l.census.top {
+			return false
+		}
+		route, _, _ := splitRecord(rec.Data)
+		c := l.ledger.cell(route, l.uplink, l.kind)
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		if !l.census.left.has(rec.Seq) {
+			c.recovered.Add(1)
+			c.buffered.Add(1)
+		}
+		l.census.at = rec.Seq
+		return true
+	})
+	if ctx.Err() != nil {
+		return nil // stopping: nobody will read the ledger of this process any more
+	}
+	if err != nil {
+		return fmt.Errorf("count the records of %s: %w", l.queue.Name(), err)
+	}
+	l.mu.Lock()
+	l.census = nil
+	l.mu.Unlock()
+	return nil
+}
+
+// attributeEvery is how long to wait for a quiet moment before attribute looks again.
+const attributeEvery = 5 * time.Second
+
+// attribute finds out whose the records were that the disk lost after they had been counted as buffered: it counts what is
+// left in the queue, and what is missing was lost. That works at a quiet moment only; it returns false when there was
+// none, and is then to be called again.
+func (l *lane) attribute() bool {
+	l.mu.Lock()
+	unknown := l.unknown
+	l.mu.Unlock()
+	if unknown == 0 {
+		return true
+	}
+	before := l.queue.Stats()
+	left := make(map[*cell]int64)
+	var total int64
+	err := l.queue.Scan(before.Floor, func(rec buffer.Rec) bool {
+		route, _, _ := splitRecord(rec.Data)
+		left[l.ledger.cell(route, l.uplink, l.kind)]++
+		total++
+		return true
+	})
+	after := l.queue.Stats()
+	if err != nil || before.Next != after.Next || after.WaitingBytes > 0 || uint64(total) != after.Records {
+		return false
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	missing := make(map[*cell]int64)
+	var sum int64
+	for _, c := range l.ledger.all() {
+		if c.uplink == l.uplink && c.lane == l.kind {
+			n := c.buffered.Load() - left[c]
+			missing[c] = n
+			sum += n
+			if n < 0 {
+				return false
+			}
+		}
+	}
+	if sum != l.unknown {
+		return false // something was on its way between the buffer and the ledger
+	}
+	for c, n := range missing {
+		c.buffered.Add(-n)
+		c.places[placeDamaged].Add(uint64(n))
+	}
+	l.unknown = 0
+	return true
+}
+
+// runs is a set of sequences that mostly grows at its end.
+type runs struct{ list []run }
+
+type run struct{ from, to buffer.Seq }
+
+func (r *runs) add(seq buffer.Seq) {
+	for i := len(r.list) - 1; i >= 0; i-- {
+		o := &r.list[i]
+		switch {
+		case seq > o.to+1:
+			r.insert(i+1, seq)
+			return
+		case seq == o.to+1:
+			o.to = seq
+			r.join(i)
+			return
+		case seq >= o.from:
+			return
+		case seq == o.from-1:
+			o.from = seq
+			if i > 0 {
+				r.join(i - 1)
+			}
+			return
+		}
+	}
+	r.insert(0, seq)
+}
+
+func (r *runs) insert(i int, seq buffer.Seq) {
+	r.list = append(r.list, run{})
+	copy(r.list[i+1:], r.list[i:])
+	r.list[i] = run{seq, seq}
+}
+
+// join unites run i with the one behind it where they touch.
+func (r *runs) join(i int) {
+	if i+1 < len(r.list) && r.list[i].to+1 == r.list[i+1].from {
+		r.list[i].to = r.list[i+1].to
+		r.list = append(r.list[:i+1], r.list[i+2:]...)
+	}
+}
+
+func (r *runs) has(seq buffer.Seq) bool {
+	for i := len(r.list) - 1; i >= 0; i-- {
+		if seq > r.list[i].to {
+			return false
+		}
+		if seq >= r.list[i].from {
+			return true
+		}
+	}
+	return false
+}

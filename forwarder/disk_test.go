@@ -1,0 +1,91 @@
+package forwarder
+
+import (
+	"errors"
+	"io"
+	"os"
+	"path/filepath"
+	"sync/atomic"
+	"time"
+
+	"tidegate/buffer"
+)
+
+var errDisk = errors.New("input/output error")
+
+// badDisk is a real folder that can be made to fail.
+type badDisk struct {
+	failing atomic.Bool
+	slow    atomic.Int64 // nanoseconds that a sync takes
+}
+
+func (d *badDisk) err() error {
+	if d.failing.Load() {
+		return errDisk
+	}
+	return nil
+}
+
+func (d *badDisk) MkdirAll(dir string) error { return os.MkdirAll(dir, 0o700) }
+
+func (d *badDisk) Create(path string) (buffer.File, error) {
+	if err := d.err(); err != nil {
+		return nil, err
+	}
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	return badFile{f, d}, nil
+}
+
+func (d *badDisk) Open(path string, readOnly bool) (buffer.File, error) {
+	flag := os.O_RDWR
+	if readOnly {
+		flag = os.O_RDONLY
+	}
+	f, err := os.OpenFile(path, flag, 0)
+	if err != nil {
+		return nil, err
+	}
+	return badFile{f, d}, nil
+}
+
+func (d *badDisk) Rename(from, to string) error { return errors.Join(d.err(), os.Rename(from, to)) }
+func (d *badDisk) Remove(path string) error     { return os.Remove(path) }
+func (d *badDisk) SyncDir(string) error         { return d.err() }
+
+func (d *badDisk) List(dir string) ([]buffer.FileInfo, error) {
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	var out []buffer.FileInfo
+	for _, e := range entries {
+		if info, err := e.Info(); err == nil && !e.IsDir() {
+			out = append(out, buffer.FileInfo{Name: e.Name(), Size: info.Size()})
+		}
+	}
+	return out, err
+}
+
+func (d *badDisk) Lock(path string, _ bool) (io.Closer, error) {
+	return os.OpenFile(filepath.Clean(path), os.O_RDWR|os.O_CREATE, 0o600)
+}
+
+type badFile struct {
+	*os.File
+	disk *badDisk
+}
+
+func (f badFile) WriteAt(b []byte, off int64) (int, error) {
+	if err := f.disk.err(); err != nil {
+		return 0, err
+	}
+	return f.File.WriteAt(b, off)
+}
+
+func (f badFile) Sync() error {
+	time.Sleep(time.Duration(f.disk.slow.Load()))
+	return f.disk.err()
+}

@@ -1,0 +1,182 @@
+package forwarder
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"tidegate/buffer"
+	"tidegate/forwarder/pipeline"
+	"tidegate/message"
+)
+
+// scratch is the memory of one Ingest, used again by the next: the buffer copies what it takes.
+type scratch struct {
+	copies  []pipeline.Copy
+	bytes   []byte
+	ends    []int // where each record ends in bytes
+	letter  []byte
+	records []buffer.Record
+	stored  []stored
+}
+
+// scratchKeep is the largest memory that is kept after a large message.
+const scratchKeep = 64 << 10
+
+// Ingest takes m over: a copy for each matching route and uplink is appended to the buffer, all of them or none. It waits
+// neither for the disk nor for the network; the ticket tells when all copies are on disk. A message that no route wants has
+// the zero ticket.
+//
+// On an error the message is still the caller's: message.ErrBusy when the buffer is full (one full uplink that refuses
+// refuses for all), stopping, out of order or behind, message.ErrTooLarge when it can never fit. Where the disk is only
+// behind, the error has a method After() message.Ticket: once that ticket is durable, it is worth another try.
+func (f *Forwarder) Ingest(m message.Message) (message.Ticket, error) {
+	if m.ID.IsZero() {
+		m.ID = message.NewID()
+	}
+	if m.Received.IsZero() {
+		m.Received = time.Now()
+	}
+	s := f.scratch.Get().(*scratch)
+	defer f.putScratch(s)
+
+	s.copies = f.chain.Process(s.copies[:0], m)
+	if len(s.copies) == 0 {
+		f.ledger.unrouted.Add(1)
+		return message.Ticket{}, nil
+	}
+	if err := f.encode(s, m); err != nil {
+		f.refuse(s)
+		return message.Ticket{}, err
+	}
+	pos, err := f.log.Append(s.records...)
+	if err != nil {
+		err = f.ingestError(err)
+		if _, behind := err.(*behindError); !behind { // who is only asked to wait has not been refused
+			f.refuse(s)
+		}
+		return message.Ticket{}, err
+	}
+	f.appended(pos)
+	f.taken(s, pos, m.Received)
+	return message.NewTicket(f.log, pos), nil
+}
+
+// encode makes the buffer's records of the copies that are to be stored: a normal copy in its lane, one with an impossible
+// topic as a dead letter.
+func (f *Forwarder) encode(s *scratch, m message.Message) error {
+	s.bytes, s.ends, s.records = s.bytes[:0], s.ends[:0], s.records[:0]
+	var err error
+	for i, c := range s.copies {
+		if !c.Merged {
+			shaped := c.Shape(m)
+			shaped.ID = m.ID.Copy(uint16(i + 1))
+			if c.Err != nil && len(shaped.Topic) > maxTopic {
+				shaped.Topic = shaped.Topic[:maxTopic] // what cannot be sent need not be kept whole, but it must be kept
+			}
+			if s.bytes, err = appendRecord(s.bytes, c.Route.Name, shaped); err != nil {
+				return fmt.Errorf("ingest: %w", err)
+			}
+		}
+		s.ends = append(s.ends, len(s.bytes))
+	}
+	start := 0
+	s.letter = s.letter[:0]
+	for i, c := range s.copies {
+		rec := s.bytes[start:s.ends[i]:s.ends[i]]
+		start = s.ends[i]
+		out := f.outs[c.Uplink]
+		switch {
+		case c.Merged:
+		case c.Err != nil:
+			var r buffer.Record
+			s.letter, r = out.dead.record(s.letter, c.Err.Error(), rec)
+			s.records = append(s.records, r)
+		default:
+			s.records = append(s.records, buffer.Record{Queue: out.queues[c.Route.Lane], Data: rec, Expires: m.Expires})
+		}
+	}
+	return nil
+}
+
+// maxTopic is the longest topic that a message can be encoded with.
+const maxTopic = 65535
+
+// taken counts the copies after their append.
+func (f *Forwarder) taken(s *scratch, pos buffer.Pos, at time.Time) {
+	s.stored = s.stored[:0]
+	for _, c := range s.copies {
+		k := f.cells[c.Route.Index][c.Uplink]
+		switch {
+		case c.Merged:
+			k.take(placeMerged)
+		case c.Err != nil:
+			k.take(placeDead)
+		default:
+			k.takeBuffered()
+			s.stored = append(s.stored, stored{f.outs[c.Uplink].lanes[c.Route.Lane], k})
+		}
+	}
+	a := arrival{pos: pos, at: at}
+	if len(s.stored) > 0 {
+		a.first = s.stored[0]
+	}
+	if len(s.stored) > 1 {
+		a.others = append(a.others, s.stored[1:]...)
+	}
+	f.receipts.add(a)
+}
+
+// appended remembers the last position.
+func (f *Forwarder) appended(pos buffer.Pos) {
+	for {
+		last := f.lastPos.Load()
+		if pos <= last || f.lastPos.CompareAndSwap(last, pos) {
+			return
+		}
+	}
+}
+
+// refuse counts the copies of a message that was not taken.
+func (f *Forwarder) refuse(s *scratch) {
+	for _, c := range s.copies {
+		f.cells[c.Route.Index][c.Uplink].take(placeRefused)
+	}
+}
+
+// ingestError translates an error of the buffer into the words between packages.
+func (f *Forwarder) ingestError(err error) error {
+	switch {
+	case errors.Is(err, buffer.ErrTooLarge):
+		return fmt.Errorf("ingest: %w: %w", message.ErrTooLarge, err)
+	case errors.Is(err, buffer.ErrBusy):
+		return &behindError{err: err, after: message.NewTicket(f.log, f.lastPos.Load())}
+	}
+	return fmt.Errorf("ingest: %w: %w", message.ErrBusy, err)
+}
+
+// behindError says that the disk is behind: nothing is full, but too much waits to be written. It is a message.ErrBusy for
+// those who do not ask further. Who can make its device wait, which is kinder than to refuse, waits for After and tries
+// again.
+type behindError struct {
+	err   error
+	after message.Ticket
+}
+
+func (e *behindError) Error() string {
+	return "ingest: " + message.ErrBusy.Error() + ": " + e.err.Error()
+}
+func (e *behindError) Unwrap() []error { return []error{message.ErrBusy, e.err} }
+
+// After returns the ticket of what was appended last; when that is durable there is room again.
+func (e *behindError) After() message.Ticket { return e.after }
+
+// putScratch keeps the memory for the next message, without what it points to.
+func (f *Forwarder) putScratch(s *scratch) {
+	clear(s.copies)
+	clear(s.records)
+	if cap(s.bytes) > scratchKeep || cap(s.letter) > scratchKeep {
+		s.bytes, s.letter = nil, nil
+	}
+	f.scratch.Put(s)
+}

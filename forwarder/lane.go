@@ -1,0 +1,152 @@
+package forwarder
+
+import (
+	"math"
+	"sync"
+
+	"tidegate/buffer"
+	"tidegate/forwarder/pipeline"
+)
+
+// lane is one queue in front of an uplink, with the accounting of what leaves it.
+type lane struct {
+	kind   pipeline.Lane
+	queue  *buffer.Queue
+	uplink int
+	ledger *ledger
+	gaps   *gaps
+	damage chan<- struct{} // is told when unknown grew
+
+	// mu guards the accounting. It is never held while calling the log.
+	mu sync.Mutex
+	// census is not nil while the records found at the start are still being counted.
+	census *census
+	// unknown records were counted as buffered and then lost by the disk, which leaves open whose they were. See attribute.
+	unknown int64
+}
+
+func newLane(kind pipeline.Lane, uplink int, l *ledger, g *gaps, damage chan<- struct{}) *lane {
+	return &lane{
+		kind: kind, uplink: uplink, ledger: l, gaps: g, damage: damage,
+		// Until open knows more, whatever leaves was there before: the buffer may evict as soon as it knows the bound.
+		census: &census{top: math.MaxUint64},
+	}
+}
+
+// open declares the queue in the log.
+func (l *lane) open(log *buffer.Log, name string, bound *buffer.Bound) error {
+	q, err := log.Queue(name, buffer.QueueOptions{Bound: bound, OnDrop: l.dropped})
+	if err != nil {
+		return err
+	}
+	l.queue = q
+	st := q.Stats()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.census.top = st.Next - 1; st.Records == 0 {
+		l.census = nil
+	}
+	return nil
+}
+
+// ackList gathers records that leave a lane together.
+type ackList struct {
+	seqs   []buffer.Seq
+	leaves []leaving
+}
+
+type leaving struct {
+	f *flight
+	p place
+}
+
+func (a *ackList) add(f *flight, p place) {
+	a.seqs = append(a.seqs, f.seq)
+	a.leaves = append(a.leaves, leaving{f, p})
+}
+
+func (a *ackList) reset() {
+	clear(a.leaves)
+	a.seqs, a.leaves = a.seqs[:0], a.leaves[:0]
+}
+
+// release acknowledges records in the buffer and counts them where they went. One that the buffer had pushed out in the
+// meantime was counted as evicted and is not counted again, even if the cloud has it.
+func (l *lane) release(a *ackList) {
+	fresh := l.queue.Ack(a.seqs...)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, k := range a.leaves {
+		if len(fresh) == 0 || fresh[0] != k.f.seq {
+			continue
+		}
+		fresh = fresh[1:]
+		l.leave(k.f.cell, k.f.seq, k.p)
+		if k.p != placeDelivered {
+			l.gaps.add(gapReport{k.f.epoch, l.kind, k.f.seq, k.f.seq, k.p.String()})
+		}
+	}
+}
+
+// dropped counts records that left the buffer without an acknowledgement. It is called by the buffer, maybe from within
+// Append, and must not call it.
+func (l *lane) dropped(_ *buffer.Queue, why buffer.Reason, recs []buffer.Rec) {
+	p := placeEvicted
+	switch why {
+	case buffer.Evicted:
+	case buffer.Expired:
+		p = placeExpired
+	case buffer.Purged:
+		p = placePurged
+	case buffer.Damaged:
+		p = placeDamaged
+	case buffer.Failed:
+		p = placeRefused
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for i := range recs {
+		r := &recs[i]
+		switch p {
+		case placeDamaged:
+			l.lost(r.Seq)
+		case placeRefused:
+			// Who brought them gets an error and still has them; receipts count them, knowing their route.
+		default:
+			route, _, _ := splitRecord(r.Data)
+			l.leave(l.ledger.cell(route, l.uplink, l.kind), r.Seq, p)
+		}
+		l.gaps.add(gapReport{r.Epoch, l.kind, r.Seq, r.Seq, p.String()})
+	}
+}
+
+// leave moves one record of a cell from the buffer to a place. One that the census did not come to yet is counted as found
+// here, and the census will pass over it.
+func (l *lane) leave(c *cell, seq buffer.Seq, p place) {
+	c.places[p].Add(1)
+	if l.census != nil && l.census.ahead(seq) {
+		c.recovered.Add(1)
+		l.census.left.add(seq)
+		return
+	}
+	c.buffered.Add(-1)
+}
+
+// lost counts a record that the disk lost, of which only the sequence is known.
+func (l *lane) lost(seq buffer.Seq) {
+	if l.census != nil && l.census.ahead(seq) {
+		l.leave(l.ledger.cell(nil, l.uplink, l.kind), seq, placeDamaged)
+		return
+	}
+	l.unknown++
+	select {
+	case l.damage <- struct{}{}:
+	default:
+	}
+}
+
+// refuse counts a copy that the disk failed to take.
+func (l *lane) refuse(c *cell) {
+	c.places[placeRefused].Add(1)
+	c.buffered.Add(-1)
+}

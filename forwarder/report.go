@@ -1,0 +1,81 @@
+package forwarder
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"time"
+
+	"tidegate/buffer"
+	"tidegate/forwarder/pipeline"
+	"tidegate/message"
+)
+
+// gapReport is a range of sequences of one lane that will never come, all for one reason.
+type gapReport struct {
+	epoch    uint64
+	lane     pipeline.Lane
+	from, to buffer.Seq
+	reason   string
+}
+
+// MarshalJSON writes the payload of a report.
+func (g *gapReport) MarshalJSON() ([]byte, error) {
+	return json.Marshal(struct {
+		Epoch  string `json:"epoch"`
+		Lane   string `json:"lane"`
+		From   uint64 `json:"from"`
+		To     uint64 `json:"to"`
+		Reason string `json:"reason"`
+		Count  uint64 `json:"count"`
+	}{epochText(g.epoch), g.lane.String(), uint64(g.from), uint64(g.to), g.reason, uint64(g.to-g.from) + 1})
+}
+
+// reportMessage makes the message that announces a gap to the cloud.
+func (d *drain) reportMessage(r *gapReport) (message.Message, error) {
+	payload, err := r.MarshalJSON()
+	if err != nil {
+		return message.Message{}, fmt.Errorf("write gap report: %w", err)
+	}
+	return message.Message{
+		ID: message.NewID(), Topic: "tidegate/" + d.gateway + "/uplink/" + d.out.name + "/gaps", Payload: payload, QoS: 1,
+		ContentType: "application/json", PayloadUTF8: true, Received: time.Now(),
+		Source: message.Source{Protocol: message.Self, Client: d.gateway},
+	}, nil
+}
+
+// sendReport announces a gap. The report is no record: nothing is counted, and it has no sequence.
+func (s *stream) sendReport(ctx context.Context, r *gapReport) bool {
+	f := &flight{report: r}
+	m, err := s.d.reportMessage(r)
+	if err != nil {
+		s.d.log.Error("writing a gap report failed", "err", err)
+		return true
+	}
+	s.window.add(f)
+	s.pending = true
+	id := Identity{ID: m.ID.String(), Source: s.d.gateway}
+	if err := s.link.Send(ctx, m, id, func(err error) { s.answers.put(f, err) }); err != nil {
+		s.settleReport(f, err)
+		return judge(err) != gone || s.unusable(ctx, err)
+	}
+	return true
+}
+
+// settleReport handles the answer to a gap report. A cloud that does not want it must not stop the records.
+func (s *stream) settleReport(f *flight, err error) {
+	v := judge(err)
+	if v == gone {
+		s.d.out.gaps.failed(f.report, 0) // pending stays: the report was in flight when the link was lost
+		s.window.answer(f)
+		return
+	}
+	s.window.answer(f)
+	s.pending = false
+	if v == accepted {
+		s.d.out.gaps.arrived()
+		return
+	}
+	s.d.log.Warn("the cloud refused a report of records that will not come", "err", err)
+	s.d.out.gaps.failed(f.report, gapRetry)
+}

@@ -1,0 +1,56 @@
+package forwarder
+
+import (
+	"time"
+
+	"tidegate/forwarder/pipeline"
+)
+
+// UplinkStatus is what `tidegate status` shows of an uplink.
+type UplinkStatus struct {
+	Name      string  `json:"name"`
+	Connected bool    `json:"connected"`
+	Server    string  `json:"server"`
+	Window    int     `json:"window,omitempty"` // unacknowledged messages the peer allows; 0: not known
+	InFlight  int64   `json:"in_flight"`
+	Records   uint64  `json:"records"`
+	Bytes     int64   `json:"bytes"`
+	OldestS   float64 `json:"oldest_s"` // age of the oldest record in the buffer
+	Delivered uint64  `json:"delivered"`
+	Evicted   uint64  `json:"evicted"`
+	Dead      uint64  `json:"dead"`
+	// LastError is the alarm while sending pauses, else the connection's last error.
+	LastError string `json:"last_error"`
+}
+
+// Status returns a look at every uplink, in name order.
+func (f *Forwarder) Status() []UplinkStatus {
+	out := make([]UplinkStatus, 0, len(f.outs))
+	for _, o := range f.outs {
+		out = append(out, o.status(f.ledger, time.Now()))
+	}
+	return out
+}
+
+func (o *output) status(l *ledger, now time.Time) UplinkStatus {
+	link := o.uplink.Status()
+	s := UplinkStatus{
+		Name: o.name, Connected: link.Connected, Server: link.Server, Window: link.Window, LastError: link.LastError,
+		InFlight:  o.drain.inFlight.Load(),
+		Delivered: l.total(o.index, placeDelivered),
+		Evicted:   l.total(o.index, placeEvicted),
+		Dead:      l.total(o.index, placeDead),
+	}
+	if alarm := o.drain.alarmText(); alarm != "" {
+		s.LastError = alarm
+	}
+	for lane := range pipeline.Lanes {
+		st := o.queues[lane].Stats()
+		s.Records += st.Records
+		s.Bytes += st.Bytes
+		if !st.Oldest.IsZero() {
+			s.OldestS = max(s.OldestS, now.Sub(st.Oldest).Seconds())
+		}
+	}
+	return s
+}

@@ -1,0 +1,289 @@
+package forwarder
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"tidegate/buffer"
+	"tidegate/forwarder/pipeline"
+	"tidegate/message"
+)
+
+// stream is one pass over one link: it sends from the ack floor on, in order, until the link is lost, the cloud asks for a
+// pause, or ctx ends. It is used by the drain's goroutine alone; only the answers come from elsewhere.
+type stream struct {
+	d       *drain
+	link    Link
+	feeds   [pipeline.Lanes]*feed
+	current [pipeline.Lanes]*lease
+	window  window
+	answers *answers
+	spare   []answer
+	acks    [pipeline.Lanes]ackList
+	slab    []flight
+
+	// limit bounds what is in flight while a record is suspected of making the peer close the connection; 0: no bound
+	// but the link's.
+	limit   int
+	careful bool
+
+	verdict   verdict // the worst answer that ends the pass
+	why       error
+	now       time.Time // of the answers being settled
+	broken    bool      // the link is about to be lost
+	delivered int
+	pending   bool      // a gap report is in flight
+	burials   int       // dead letters on their way to the disk
+	sent      time.Time // when the last record was sent, while being careful
+}
+
+// ending says how a pass went.
+type ending struct {
+	lost    bool // the link is gone
+	verdict verdict
+	why     error
+	// oldest is the first record that got no answer. evidence: the connection had shown that it works, and was lost soon
+	// after this record was sent with nothing else in flight.
+	oldest    recordKey
+	evidence  bool
+	reporting bool // a gap report was in flight
+	delivered int
+}
+
+// recordKey names a record of one uplink.
+type recordKey struct {
+	lane pipeline.Lane
+	seq  buffer.Seq // 0: none
+}
+
+// run makes the pass.
+func (s *stream) run(ctx context.Context) ending {
+	settled := s.prepare(ctx)
+	readCtx, stop := context.WithCancel(ctx)
+	var readers sync.WaitGroup
+	for i, q := range s.d.out.queues {
+		f := newFeed(q, s.d.log)
+		s.feeds[i] = f
+		readers.Go(func() { f.run(readCtx) }) // ends with readCtx
+	}
+	for s.step(ctx) {
+	}
+	stop()
+	readers.Wait()
+	lost := s.finish(ctx)
+	e := ending{
+		lost: lost, verdict: s.verdict, why: s.why, delivered: s.delivered, reporting: s.pending,
+		evidence: settled && s.window.open == 1 && time.Since(s.sent) <= s.d.times.atOnce,
+	}
+	if f := s.window.oldest(); f != nil && f.report == nil && !f.burying {
+		e.oldest = recordKey{f.lane, f.seq}
+	}
+	s.d.inFlight.Store(0)
+	return e
+}
+
+// prepare waits, where a record is suspected, until the connection has shown that it works and has stood for a moment, so
+// that what follows can be blamed on the record.
+func (s *stream) prepare(ctx context.Context) bool {
+	s.limit, s.careful = 0, s.d.suspect.active()
+	if !s.careful {
+		return false
+	}
+	s.limit = 1
+	proven, standing := false, true
+	for deadline := time.Now().Add(s.d.times.prove); standing && !proven && time.Now().Before(deadline); {
+		if proven = s.link.Proven(); !proven {
+			standing = s.stand(ctx, s.d.times.provePoll)
+		}
+	}
+	if proven {
+		standing = s.stand(ctx, s.d.suspect.standing(s.d.times.settle))
+	}
+	if !standing && ctx.Err() == nil {
+		s.d.suspect = suspicion{} // the connection was lost over nothing: it is the line, and waiting would never end
+	}
+	return proven && standing
+}
+
+// stand waits for d and reports whether the link is still there.
+func (s *stream) stand(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-s.link.Lost():
+	case <-ctx.Done():
+	}
+	return false
+}
+
+// step does one thing and reports whether the pass goes on.
+func (s *stream) step(ctx context.Context) bool {
+	s.settle()
+	if s.broken || s.verdict != accepted || ctx.Err() != nil || s.isLost() {
+		return false
+	}
+	if s.limit > 0 && s.window.open >= s.limit {
+		return s.wait(ctx)
+	}
+	if !s.pending && !s.careful {
+		if r := s.d.out.gaps.due(); r != nil {
+			return s.sendReport(ctx, r)
+		}
+	}
+	lane, ok := s.pick()
+	if !ok {
+		s.flushAcks()
+		return s.wait(ctx)
+	}
+	return s.sendNext(ctx, lane)
+}
+
+func (s *stream) isLost() bool {
+	select {
+	case <-s.link.Lost():
+		return true
+	default:
+		return false
+	}
+}
+
+// pick chooses the lane whose record goes next: the urgent one as long as it has any.
+func (s *stream) pick() (pipeline.Lane, bool) {
+	for lane := pipeline.Lanes; lane > 0; {
+		lane--
+		if s.current[lane] != nil {
+			return lane, true
+		}
+		select {
+		case l := <-s.feeds[lane].out:
+			s.current[lane] = l
+			return lane, true
+		default:
+		}
+	}
+	return 0, false
+}
+
+// wait sleeps until there is something to do.
+func (s *stream) wait(ctx context.Context) bool {
+	normal, urgent := s.feeds[pipeline.Normal].out, s.feeds[pipeline.Urgent].out
+	if s.current[pipeline.Normal] != nil || s.limit > 0 && s.window.open >= s.limit {
+		normal = nil
+	}
+	if s.current[pipeline.Urgent] != nil || s.limit > 0 && s.window.open >= s.limit {
+		urgent = nil
+	}
+	gaps := s.d.out.gaps.wake
+	if s.pending || s.careful {
+		gaps = nil
+	}
+	var timer <-chan time.Time
+	if d, waiting := s.d.out.gaps.delay(); waiting && gaps != nil {
+		t := time.NewTimer(d)
+		defer t.Stop()
+		timer = t.C
+	}
+	select {
+	case l := <-urgent:
+		s.current[pipeline.Urgent] = l
+	case l := <-normal:
+		s.current[pipeline.Normal] = l
+	case <-s.answers.wake:
+	case <-gaps:
+	case <-timer:
+	case <-s.link.Lost():
+	case <-ctx.Done():
+	}
+	return true
+}
+
+// sendNext sends the next record of a lane, or finds that it needs no sending.
+func (s *stream) sendNext(ctx context.Context, lane pipeline.Lane) bool {
+	l := s.current[lane]
+	rec := l.peek()
+	f := s.flight(lane, l, rec)
+	more := s.dispatch(ctx, f, rec)
+	l.next++
+	if l.next == len(l.batch.Recs) {
+		s.current[lane] = nil
+		s.feeds[lane].release(l) // the reference for looking at it
+	}
+	return more
+}
+
+func (s *stream) flight(lane pipeline.Lane, l *lease, rec *buffer.Rec) *flight {
+	if len(s.slab) == 0 {
+		s.slab = make([]flight, 64)
+	}
+	f := &s.slab[0]
+	s.slab = s.slab[1:]
+	*f = flight{lane: lane, seq: rec.Seq, epoch: rec.Epoch, lease: l, data: rec.Data}
+	return f
+}
+
+func (s *stream) dispatch(ctx context.Context, f *flight, rec *buffer.Rec) bool {
+	route, body, err := splitRecord(rec.Data)
+	f.cell = s.d.cell(route, f.lane)
+	if err != nil {
+		s.bury(f, "the record cannot be read: "+err.Error())
+		return true
+	}
+	if e := rec.Expires(); !e.IsZero() && time.Now().After(e) {
+		s.leave(f, placeExpired)
+		return true
+	}
+	m, err := message.Decode(body)
+	if err != nil {
+		s.bury(f, "the message cannot be read: "+err.Error())
+		return true
+	}
+	if s.d.suspect.condemned(recordKey{f.lane, f.seq}) {
+		s.bury(f, "the cloud broker closed the connection each time the record was sent")
+		return true
+	}
+	f.received = m.Received
+	s.board(f)
+	if s.careful {
+		s.sent = time.Now()
+	}
+	err = s.link.Send(ctx, m, s.d.identity(m, f.lane, rec), func(err error) { s.answers.put(f, err) })
+	if err != nil {
+		return s.notTaken(ctx, f, err)
+	}
+	s.d.inFlight.Store(int64(s.window.open))
+	return true
+}
+
+// board puts f into the window, where it keeps its batch from being used again.
+func (s *stream) board(f *flight) {
+	f.lease.refs++
+	s.window.add(f)
+	f.aboard = true
+}
+
+// land takes f out of the window.
+func (s *stream) land(f *flight) {
+	s.window.answer(f)
+	s.feeds[f.lane].release(f.lease)
+}
+
+// notTaken handles a record that the link did not take: a refusal is about the record, any other error about the link.
+func (s *stream) notTaken(ctx context.Context, f *flight, err error) bool {
+	if judge(err) != gone {
+		s.answers.put(f, err)
+		return true
+	}
+	s.land(f)
+	return s.unusable(ctx, err)
+}
+
+// unusable drops a link that takes no messages although it is not lost.
+func (s *stream) unusable(ctx context.Context, err error) bool {
+	if ctx.Err() == nil && !s.isLost() {
+		s.link.Close(err)
+	}
+	return false
+}
