@@ -1,0 +1,49 @@
+package admin
+
+// Status is the state of a gateway at one moment, as `status --json` and /api/v1/status show it.
+type Status struct {
+	Gateway string         `json:"gateway"`
+	Version string         `json:"version"`
+	Ready   bool           `json:"ready"`
+	UptimeS int64          `json:"uptime_s"`
+	Uplinks []UplinkStatus `json:"uplinks"` // by name; empty, never null
+	Bridges []BridgeStatus `json:"bridges"` // by name; empty, never null
+	Clients int            `json:"clients"` // connected now
+	// Sessions counts the sessions of connected and of offline clients.
+	Sessions int          `json:"sessions"`
+	Buffer   BufferStatus `json:"buffer"`
+	// LastError says why the gateway is not ready; empty when it is.
+	LastError string `json:"last_error"`
+}
+
+// UplinkStatus is one uplink and its buffer, all lanes together.
+type UplinkStatus struct {
+	Name      string `json:"name"`
+	Connected bool   `json:"connected"`
+	Server    string `json:"server"` // in use, or the last one that was tried
+	InFlight  int64  `json:"in_flight"`
+	Records   uint64 `json:"records"`
+	Bytes     int64  `json:"bytes"`
+	// OldestS is the age of the oldest record in seconds; 0 when there is none.
+	OldestS   float64 `json:"oldest_s"`
+	Delivered uint64  `json:"delivered"` // since the start
+	Evicted   uint64  `json:"evicted"`
+	Dead      uint64  `json:"dead"` // dead letters kept
+	LastError string  `json:"last_error"`
+}
+
+// BridgeStatus is one bridge.
+type BridgeStatus struct {
+	Name      string `json:"name"`
+	Up        bool   `json:"up"`
+	LastError string `json:"last_error"`
+}
+
+// BufferStatus is the disk below every uplink.
+type BufferStatus struct {
+	// Writable is false while the disk fails; nothing is acknowledged to devices then.
+	Writable  bool   `json:"writable"`
+	DiskBytes int64  `json:"disk_bytes"`
+	Damaged   uint64 `json:"damaged"` // records lost to damage, since the data folder exists
+	LastError string `json:"last_error"`
+}
