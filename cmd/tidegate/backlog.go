@@ -1,0 +1,208 @@
+package main
+
+import (
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"time"
+	"unicode/utf8"
+
+	"tidegate/admin/metrics"
+	"tidegate/buffer"
+	"tidegate/forwarder"
+)
+
+// What the buffer commands show, made from an open log: that of the running gateway (behind the socket) or one that was
+// opened on the files of a stopped one.
+
+// queueRow is one line of `buffer ls`: one lane of one uplink.
+type queueRow struct {
+	Uplink   string `json:"uplink"`
+	Lane     string `json:"lane"`
+	Records  uint64 `json:"records"`
+	Bytes    int64  `json:"bytes"`
+	FirstSeq uint64 `json:"first_seq"` // 0: no record
+	LastSeq  uint64 `json:"last_seq"`
+	// Oldest and Newest are times of arrival; null without a record.
+	Oldest   *time.Time `json:"oldest"`
+	Newest   *time.Time `json:"newest"`
+	Segments int        `json:"segments"`
+	Damaged  uint64     `json:"damaged"` // records lost to damage
+	// Configured says that the running gateway sends it; others were left by an earlier configuration.
+	Configured bool `json:"configured"`
+}
+
+func listQueues(l *buffer.Log) []queueRow {
+	rows := []queueRow{}
+	for _, q := range l.Queues() {
+		uplink, lane, kind := metrics.SplitQueue(q.Name)
+		if kind != metrics.Lane {
+			continue
+		}
+		rows = append(rows, queueRow{
+			Uplink: uplink, Lane: lane, Records: q.Records, Bytes: q.Bytes, FirstSeq: uint64(q.First), LastSeq: uint64(q.Last),
+			Oldest: timeOrNull(q.Oldest), Newest: timeOrNull(q.Newest), Segments: q.Segments, Damaged: q.Damaged, Configured: q.Declared,
+		})
+	}
+	return rows
+}
+
+func timeOrNull(t time.Time) *time.Time {
+	if t.IsZero() {
+		return nil
+	}
+	t = t.UTC()
+	return &t
+}
+
+// selection picks queues. Empty: all of them.
+type selection struct {
+	uplink, lane string
+	dead         bool // the dead letters instead of the lanes
+}
+
+// pick returns the selected queues by name. It is an error when uplink names none.
+func (s selection) pick(l *buffer.Log) ([]*buffer.Queue, error) {
+	var picked []*buffer.Queue
+	var known []string
+	for _, st := range l.Queues() {
+		uplink, lane, kind := metrics.SplitQueue(st.Name)
+		if kind == metrics.Other || s.dead != (kind == metrics.DeadLetters) {
+			continue
+		}
+		if !slices.Contains(known, uplink) {
+			known = append(known, uplink)
+		}
+		if s.uplink != "" && s.uplink != uplink || s.lane != "" && s.lane != lane {
+			continue
+		}
+		if q := l.Lookup(st.Name); q != nil {
+			picked = append(picked, q)
+		}
+	}
+	if s.uplink != "" && !slices.Contains(known, s.uplink) {
+		return nil, fmt.Errorf("no uplink %q in the buffer, which has %q", s.uplink, known)
+	}
+	return picked, nil
+}
+
+// recordRow is one line of `buffer export`.
+type recordRow struct {
+	Seq      string    `json:"seq"` // the tg-seq of the record
+	ID       string    `json:"id"`
+	Topic    string    `json:"topic"`
+	Received time.Time `json:"received"`
+	QoS      byte      `json:"qos"`
+	Payload  string    `json:"payload"`
+	Encoding string    `json:"encoding"` // utf8 or base64
+	Reason   string    `json:"reason,omitempty"`
+	Uplink   string    `json:"uplink"`
+	Route    string    `json:"route"`
+	Source   string    `json:"source"` // client identifier of the device
+	Retain   bool      `json:"retain,omitempty"`
+}
+
+// exportRecords writes the selected records as JSON lines, each queue in its order. A record that cannot be decoded is
+// left out; the error says how many there were.
+func exportRecords(l *buffer.Log, s selection, w io.Writer) error {
+	queues, err := s.pick(l)
+	if err != nil {
+		return err
+	}
+	e := json.NewEncoder(w)
+	e.SetEscapeHTML(false)
+	unreadable := 0
+	for _, q := range queues {
+		uplink, lane, _ := metrics.SplitQueue(q.Name())
+		var failed error
+		err := q.Scan(0, func(r buffer.Rec) bool {
+			row, err := readRow(r, uplink, lane)
+			if err != nil {
+				unreadable++
+				return true
+			}
+			failed = e.Encode(row)
+			return failed == nil
+		})
+		if err := errors.Join(failed, err); err != nil {
+			return fmt.Errorf("export %s: %w", q.Name(), err)
+		}
+	}
+	if unreadable > 0 {
+		return fmt.Errorf("%d records could not be decoded and were left out", unreadable)
+	}
+	return nil
+}
+
+// readRow makes the line of one record; the lane of a dead letter is empty.
+func readRow(r buffer.Rec, uplink, lane string) (recordRow, error) {
+	read := forwarder.ReadRecord
+	if lane == "" {
+		read, lane = forwarder.ReadDeadLetter, "dead"
+	}
+	s, err := read(r.Data)
+	if err != nil {
+		return recordRow{}, err
+	}
+	m := s.Message
+	row := recordRow{
+		Seq: forwarder.SequenceText(r.Epoch, lane, r.Seq), ID: m.ID.String(), Topic: m.Topic, Received: m.Received.UTC(),
+		QoS: byte(m.QoS), Payload: string(m.Payload), Encoding: "utf8", Reason: s.Reason,
+		Uplink: uplink, Route: s.Route, Source: m.Source.Client, Retain: m.Retain,
+	}
+	if !utf8.Valid(m.Payload) {
+		row.Payload, row.Encoding = base64.StdEncoding.EncodeToString(m.Payload), "base64"
+	}
+	return row, nil
+}
+
+// verifyReport is what `buffer verify` found.
+type verifyReport struct {
+	Segments uint64      `json:"segments"`
+	Frames   uint64      `json:"frames"`
+	Records  uint64      `json:"records"`
+	Bytes    int64       `json:"bytes"`
+	Damage   []damageRow `json:"damage"` // empty, never null
+}
+
+type damageRow struct {
+	Segment string `json:"segment,omitempty"`
+	Offset  int64  `json:"offset"`
+	Bytes   int64  `json:"bytes"`
+	Queue   string `json:"queue,omitempty"`
+	Records uint64 `json:"records"` // lost ones, where known
+	Error   string `json:"error"`
+}
+
+func verifyLog(l *buffer.Log) (verifyReport, error) {
+	r, err := l.Verify()
+	v := verifyReport{Segments: r.Segments, Frames: r.Frames, Records: r.Records, Bytes: r.Bytes, Damage: []damageRow{}}
+	for _, d := range r.Damage {
+		row := damageRow{Segment: d.Segment, Offset: d.Offset, Bytes: d.Bytes, Queue: d.Queue, Records: d.Records}
+		if d.Err != nil {
+			row.Error = d.Err.Error()
+		}
+		v.Damage = append(v.Damage, row)
+	}
+	return v, err
+}
+
+// purgedRow says how many records of a queue were given up.
+type purgedRow struct {
+	Uplink  string `json:"uplink"`
+	Lane    string `json:"lane"`
+	Records uint64 `json:"records"`
+}
+
+func purgeQueues(l *buffer.Log, s selection) ([]purgedRow, error) {
+	queues, err := s.pick(l)
+	rows := []purgedRow{}
+	for _, q := range queues {
+		uplink, lane, _ := metrics.SplitQueue(q.Name())
+		rows = append(rows, purgedRow{uplink, lane, q.Purge()})
+	}
+	return rows, err
+}

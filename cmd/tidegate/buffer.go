@@ -1,0 +1,258 @@
+package main
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net/http"
+	"os"
+	"text/tabwriter"
+	"time"
+
+	"tidegate/admin"
+	"tidegate/buffer"
+	"tidegate/config"
+)
+
+// bufferCommand is one word behind `tidegate buffer`.
+type bufferCommand struct {
+	name, synopsis string
+	run            func(args []string, std stdio, synopsis string) int
+}
+
+func bufferCommands() []bufferCommand {
+	return []bufferCommand{
+		{"ls", "[--json] [--config FILE]", bufferList},
+		{"verify", "[--json] [--config FILE]", bufferVerify},
+		{"export", "[--uplink NAME] [--lane LANE] [--config FILE]", bufferExport},
+		{"purge", "--yes [--uplink NAME] [--lane LANE] [--config FILE]", bufferPurge},
+		{"dead", "ls [--uplink NAME] [--config FILE]", bufferDead},
+	}
+}
+
+// cmdBuffer looks at the stored backlog and changes it, beside a running gateway or on the files of a stopped one.
+func cmdBuffer(args []string, std stdio) int {
+	word := ""
+	if len(args) > 0 {
+		word = args[0]
+	}
+	for _, c := range bufferCommands() {
+		if c.name == word {
+			return c.run(args[1:], std, c.synopsis)
+		}
+	}
+	fmt.Fprintln(std.err, "usage:")
+	for _, c := range bufferCommands() {
+		fmt.Fprintf(std.err, "  tidegate buffer %s %s\n", c.name, c.synopsis)
+	}
+	switch word {
+	case "-h", "-help", "--help":
+		return exitOK
+	case "":
+		return exitUsage
+	}
+	return std.fail(exitUsage, "unknown command \"buffer %s\"", word)
+}
+
+// bufferFlags are the flags of one of them.
+type bufferFlags struct {
+	file   string
+	asJSON bool
+	yes    bool
+	sel    selection
+}
+
+// parseBuffer reads the flags that synopsis names and loads the configuration.
+func parseBuffer(std stdio, name, synopsis string, args []string, has ...string) (f bufferFlags, c *config.Config, code int, done bool) {
+	fs := std.flagSet("buffer "+name, synopsis)
+	fs.StringVar(&f.file, "config", "", "configuration `FILE`")
+	for _, h := range has {
+		switch h {
+		case "json":
+			fs.BoolVar(&f.asJSON, h, false, "as JSON")
+		case "yes":
+			fs.BoolVar(&f.yes, h, false, "really do it")
+		case "uplink":
+			fs.StringVar(&f.sel.uplink, h, "", "only this uplink's; `NAME` may be of an earlier configuration")
+		case "lane":
+			fs.StringVar(&f.sel.lane, h, "", "only this `LANE`: normal or urgent")
+		}
+	}
+	if code, done := std.parse(fs, args); done {
+		return f, nil, code, true
+	}
+	if fs.NArg() > 0 {
+		return f, nil, std.fail(exitUsage, "buffer %s: unexpected argument %q", name, fs.Arg(0)), true
+	}
+	if l := f.sel.lane; l != "" && l != "normal" && l != "urgent" {
+		return f, nil, std.fail(exitUsage, "buffer %s: --lane %s: want normal or urgent", name, l), true
+	}
+	c, code, done = loadConfig(std, f.file)
+	return f, c, code, done
+}
+
+// backlogOf asks the running gateway with ask or, when none runs, opens the stopped one's log and calls look.
+func backlogOf(c *config.Config, write bool, ask func(remote) error, look func(*buffer.Log) error) error {
+	err := ask(dialGateway(c))
+	if !errors.Is(err, admin.ErrNoGateway) {
+		return err
+	}
+	dir := logDir(c)
+	if _, err := os.Stat(dir); err != nil {
+		return err
+	}
+	open := buffer.OpenReadOnly
+	if write {
+		open = buffer.Open
+	}
+	l, err := open(dir, buffer.Options{})
+	if err != nil {
+		return err
+	}
+	return errors.Join(look(l), l.Close())
+}
+
+// backlogFailed reports why the backlog could not be looked at.
+func backlogFailed(std stdio, name string, c *config.Config, err error) int {
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return std.fail(exitUnavailable, "buffer %s: there is no buffer in %s; name the gateway's file with --config, or start it once",
+			name, c.Gateway.DataDir)
+	case errors.Is(err, buffer.ErrLocked):
+		return std.fail(exitUnavailable, "buffer %s: a gateway is starting, stopping or stuck on %s and does not answer; try again",
+			name, c.Gateway.DataDir)
+	}
+	return std.fail(exitFailed, "buffer %s: %v", name, err)
+}
+
+func bufferList(args []string, std stdio, synopsis string) int {
+	f, c, code, done := parseBuffer(std, "ls", synopsis, args, "json")
+	if done {
+		return code
+	}
+	var rows []queueRow
+	err := backlogOf(c, false,
+		func(r remote) error { return r.call(http.MethodGet, pathList, nil, &rows) },
+		func(l *buffer.Log) error { rows = listQueues(l); return nil })
+	if err != nil {
+		return backlogFailed(std, "ls", c, err)
+	}
+	if f.asJSON {
+		return std.printJSON(rows)
+	}
+	printQueues(std.out, rows)
+	return exitOK
+}
+
+func printQueues(w io.Writer, rows []queueRow) {
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(t, "UPLINK\tLANE\tRECORDS\tBYTES\tFIRST\tLAST\tOLDEST\tNEWEST\tSEGMENTS\tDAMAGED")
+	for _, r := range rows {
+		fmt.Fprintf(t, "%s\t%s\t%d\t%s\t%d\t%d\t%s\t%s\t%d\t%d\n", r.Uplink, r.Lane, r.Records, sizeText(r.Bytes), r.FirstSeq, r.LastSeq,
+			timeText(r.Oldest), timeText(r.Newest), r.Segments, r.Damaged)
+	}
+	_ = t.Flush()
+}
+
+func timeText(t *time.Time) string {
+	if t == nil {
+		return "-"
+	}
+	return t.Local().Format(time.DateTime)
+}
+
+func bufferVerify(args []string, std stdio, synopsis string) int {
+	f, c, code, done := parseBuffer(std, "verify", synopsis, args, "json")
+	if done {
+		return code
+	}
+	var v verifyReport
+	err := backlogOf(c, false,
+		func(r remote) error { return r.call(http.MethodGet, pathVerify, nil, &v) },
+		func(l *buffer.Log) (err error) { v, err = verifyLog(l); return err })
+	if err != nil {
+		return backlogFailed(std, "verify", c, err)
+	}
+	if f.asJSON {
+		if code := std.printJSON(v); code != exitOK {
+			return code
+		}
+	} else {
+		fmt.Fprintf(std.out, "%d segments, %d frames, %d records, %s\n", v.Segments, v.Frames, v.Records, sizeText(v.Bytes))
+		for _, d := range v.Damage {
+			fmt.Fprintln(std.out, d)
+		}
+	}
+	if n := len(v.Damage); n > 0 {
+		return std.fail(exitFailed, "buffer verify: %d damaged regions; every other record is readable, and the gateway goes on beside them", n)
+	}
+	return exitOK
+}
+
+// String is a damaged region for people.
+func (d damageRow) String() string {
+	switch {
+	case d.Queue != "" && d.Segment == "":
+		return fmt.Sprintf("damaged: %d records of %s: %s", d.Records, d.Queue, d.Error)
+	case d.Records > 0:
+		return fmt.Sprintf("damaged: %s at byte %d, %d bytes, %d records: %s", d.Segment, d.Offset, d.Bytes, d.Records, d.Error)
+	}
+	return fmt.Sprintf("damaged: %s at byte %d, %d bytes: %s", d.Segment, d.Offset, d.Bytes, d.Error)
+}
+
+func bufferExport(args []string, std stdio, synopsis string) int {
+	f, c, code, done := parseBuffer(std, "export", synopsis, args, "uplink", "lane")
+	if done {
+		return code
+	}
+	return export(std, "export", c, f.sel)
+}
+
+// bufferDead lists the dead letters, with the reason of each.
+func bufferDead(args []string, std stdio, synopsis string) int {
+	if len(args) == 0 || args[0] != "ls" {
+		return std.fail(exitUsage, "buffer dead: want tidegate buffer dead %s", synopsis)
+	}
+	f, c, code, done := parseBuffer(std, "dead ls", synopsis[len("ls "):], args[1:], "uplink")
+	if done {
+		return code
+	}
+	f.sel.dead = true
+	return export(std, "dead ls", c, f.sel)
+}
+
+func export(std stdio, name string, c *config.Config, s selection) int {
+	err := backlogOf(c, false,
+		func(r remote) error { return r.call(http.MethodGet, pathExport, s.values(), std.out) },
+		func(l *buffer.Log) error {
+			w := bufio.NewWriter(std.out)
+			return errors.Join(exportRecords(l, s, w), w.Flush())
+		})
+	if err != nil {
+		return backlogFailed(std, name, c, err)
+	}
+	return exitOK
+}
+
+func bufferPurge(args []string, std stdio, synopsis string) int {
+	f, c, code, done := parseBuffer(std, "purge", synopsis, args, "yes", "uplink", "lane")
+	if done {
+		return code
+	}
+	if !f.yes {
+		return std.fail(exitUsage, "buffer purge: this gives up records for good; say --yes, and look first with tidegate buffer ls")
+	}
+	var rows []purgedRow
+	err := backlogOf(c, true,
+		func(r remote) error { return r.call(http.MethodPost, pathPurge, f.sel.values(), &rows) },
+		func(l *buffer.Log) (err error) { rows, err = purgeQueues(l, f.sel); return err })
+	if err != nil {
+		return backlogFailed(std, "purge", c, err)
+	}
+	for _, r := range rows {
+		fmt.Fprintf(std.out, "%s %s: %d records purged\n", r.Uplink, r.Lane, r.Records)
+	}
+	return exitOK
+}

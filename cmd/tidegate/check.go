@@ -1,0 +1,161 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"net"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"tidegate/config"
+)
+
+// onlineTimeout bounds the attempt to reach one server.
+const onlineTimeout = 5 * time.Second
+
+// cmdCheck is `tidegate check`: it reports everything that is wrong with a configuration, in one go. Problems go to standard
+// error one a line, with --json to standard output as one array.
+func cmdCheck(args []string, std stdio) int {
+	fs := std.flagSet("check", "[--config FILE] [--online] [--json]")
+	file := fs.String("config", "", "configuration `FILE`")
+	online := fs.Bool("online", false, "also try to reach every server: name, connection, TLS")
+	asJSON := fs.Bool("json", false, "print the problems as a JSON array on standard output")
+	rest, code, done := std.parseAround(fs, args)
+	if done {
+		return code
+	}
+	if len(rest) > 0 {
+		return std.fail(exitUsage, "check takes no argument %q; name the file with --config", rest[0])
+	}
+	c, problems := inspect(*file)
+	code = exitOK
+	switch {
+	case problems.Wrong():
+		code = exitConfig
+	case *online:
+		found := reachAll(c)
+		problems = append(problems, found...)
+		if found.Wrong() {
+			code = exitUnavailable
+		}
+	}
+	if *asJSON {
+		printProblemsJSON(std.out, problems)
+		return code
+	}
+	printProblems(std.err, problems)
+	if code == exitOK {
+		fmt.Fprintln(std.out, configName(c)+": fine")
+	}
+	if *online && code != exitConfig {
+		fmt.Fprintln(std.err, "tidegate: --online tried names, connections and TLS; login, clock and disk speed are not tried by this build")
+	}
+	return code
+}
+
+// inspect finds and checks the configuration; it is nil when there is none.
+func inspect(flag string) (*config.Config, config.Problems) {
+	path, err := config.Find(flag)
+	if problems := config.Problems(nil); errors.As(err, &problems) {
+		return nil, problems
+	}
+	return config.Check(path)
+}
+
+func configName(c *config.Config) string {
+	if c == nil || c.File == "" {
+		return "built-in default"
+	}
+	return c.File
+}
+
+func printProblems(w io.Writer, problems config.Problems) {
+	for _, p := range problems {
+		fmt.Fprintln(w, p)
+	}
+}
+
+func printProblemsJSON(w io.Writer, problems config.Problems) {
+	if problems == nil {
+		problems = config.Problems{} // [], not null
+	}
+	e := json.NewEncoder(w)
+	e.SetEscapeHTML(false)
+	e.SetIndent("", "  ")
+	_ = e.Encode(problems) // a closed standard output is nobody's to tell
+}
+
+// reachAll connects to every server of every uplink and says which cannot be reached. An uplink of which one server can be
+// reached works, so the others are warnings then.
+func reachAll(c *config.Config) config.Problems {
+	var all config.Problems
+	for _, name := range slices.Sorted(maps.Keys(c.Uplinks)) {
+		u := c.Uplinks[name]
+		var failed config.Problems
+		for _, server := range u.Servers {
+			if err := reach(server, u); err != nil {
+				failed = append(failed, config.Problem{
+					File: c.File, Key: "uplink." + name + ".servers", Severity: config.Warning, Message: server + ": " + err.Error(),
+				})
+			}
+		}
+		if len(failed) == len(u.Servers) {
+			for i := range failed {
+				failed[i].Severity = config.Error
+			}
+		}
+		all = append(all, failed...)
+	}
+	return all
+}
+
+// reach connects to one server and ends the connection again.
+func reach(server string, u config.Uplink) error {
+	ctx, cancel := context.WithTimeout(context.Background(), onlineTimeout)
+	defer cancel()
+	address := config.HostPort(server)
+	var conn net.Conn
+	var err error
+	if strings.HasPrefix(server, "mqtts://") {
+		var tc *tls.Config
+		if tc, err = clientTLS(u); err != nil {
+			return err
+		}
+		conn, err = (&tls.Dialer{Config: tc}).DialContext(ctx, "tcp", address)
+	} else {
+		conn, err = (&net.Dialer{}).DialContext(ctx, "tcp", address)
+	}
+	if err != nil {
+		return err
+	}
+	return conn.Close()
+}
+
+// clientTLS returns what the uplink would use.
+func clientTLS(u config.Uplink) (*tls.Config, error) {
+	tc := &tls.Config{MinVersion: tls.VersionTLS12}
+	if u.CA != "" {
+		pem, err := os.ReadFile(u.CA)
+		if err != nil {
+			return nil, err
+		}
+		tc.RootCAs = x509.NewCertPool()
+		tc.RootCAs.AppendCertsFromPEM(pem)
+	}
+	if u.Cert != "" {
+		pair, err := tls.LoadX509KeyPair(u.Cert, u.Key)
+		if err != nil {
+			return nil, err
+		}
+		tc.Certificates = []tls.Certificate{pair}
+	}
+	return tc, nil
+}

@@ -1,0 +1,148 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"tidegate/config"
+)
+
+// ran is what a command did.
+type ran struct {
+	code     int
+	out, err string
+}
+
+// runCommand runs one command with the given standard input.
+func runCommand(cmd func([]string, stdio) int, in string, args ...string) ran {
+	var out, err bytes.Buffer
+	code := cmd(args, stdio{in: strings.NewReader(in), out: &out, err: &err})
+	return ran{code, out.String(), err.String()}
+}
+
+// configFile writes a configuration and returns its path.
+func configFile(t *testing.T, text string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "tidegate.toml")
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func TestCheck(t *testing.T) {
+	t.Setenv("TIDEGATE_CONFIG", "")
+	good := configFile(t, "version = 1\n")
+	wrong := configFile(t, "[log]\nlevle = 'info'\n[broker]\nmax_clients = 0\n")
+	warned := configFile(t, "[route.r]\nfrom = ['a']\n")
+	missing := good + ".missing"
+	for _, c := range []struct {
+		name string
+		args []string
+		want ran
+	}{
+		{"good", []string{"--config", good}, ran{0, good + ": fine\n", ""}},
+		{"wrong", []string{"--config", wrong}, ran{78, "", wrong + ":2:1: log.levle: unknown key; did you mean \"level\"?\n" +
+			wrong + ":4:15: broker.max_clients: must be from 1 to 10000000, not 0\n"}},
+		{"warned", []string{"--config=" + warned}, ran{0, warned + ": fine\n", warned + ":1:8: route.r: warning: leads nowhere: there is no [uplink.NAME]\n"}},
+		{"missing", []string{"--config", missing}, ran{78, "", missing + ": no such file; it was named by --config\n"}},
+		{"JSON of nothing", []string{"--json", "--config", good}, ran{0, "[]\n", ""}},
+		{"an argument", []string{good}, ran{2, "", "tidegate: check takes no argument \"" + good + "\"; name the file with --config\n"}},
+	} {
+		if got := runCommand(cmdCheck, "", c.args...); got != c.want {
+			t.Errorf("%s:\n got %+v\nwant %+v", c.name, got, c.want)
+		}
+	}
+	if got := runCommand(cmdCheck, "", "--nonsense"); got.code != 2 {
+		t.Errorf("a wrong flag: %+v", got)
+	}
+	t.Setenv("TIDEGATE_CONFIG", wrong)
+	if got := runCommand(cmdCheck, ""); got.code != 78 {
+		t.Errorf("TIDEGATE_CONFIG: %+v", got)
+	}
+	got := runCommand(cmdCheck, "", "--json")
+	var problems []map[string]any
+	if err := json.Unmarshal([]byte(got.out), &problems); err != nil || got.code != 78 || got.err != "" || len(problems) != 2 {
+		t.Fatalf("%+v %v", got, err)
+	}
+	want := map[string]any{
+		"file": wrong, "line": 2.0, "column": 1.0, "key": "log.levle", "severity": "error", "message": "unknown key", "suggestion": "level",
+	}
+	if fmt.Sprint(problems[0]) != fmt.Sprint(want) {
+		t.Errorf("%v, want %v", problems[0], want)
+	}
+}
+
+func TestCheckOnline(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	dead, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	gone := dead.Addr().String()
+	if err := dead.Close(); err != nil {
+		t.Fatal(err)
+	}
+	text := func(servers ...string) string {
+		return fmt.Sprintf("[route.r]\nfrom = ['a']\n[uplink.c]\nservers = [%s]\n", strings.Join(servers, ", "))
+	}
+	up, down := fmt.Sprintf("'mqtt://%s'", l.Addr()), fmt.Sprintf("'mqtt://%s'", gone)
+	for _, c := range []struct {
+		name, text string
+		code       int
+		problems   int
+	}{
+		{"reachable", text(up), 0, 0},
+		{"one of two", text(down, up), 0, 1},
+		{"none", text(down), 69, 1},
+		{"wrong", text(), 78, 1},
+	} {
+		got := runCommand(cmdCheck, "", "--online", "--config", configFile(t, c.text))
+		if n := strings.Count(got.err, "uplink.c.servers: "); got.code != c.code || n != c.problems {
+			t.Errorf("%s: %+v", c.name, got)
+		}
+		if told := strings.Contains(got.err, "not tried by this build"); told != (c.code != 78) {
+			t.Errorf("%s: what was not tried: %+v", c.name, got)
+		}
+	}
+}
+
+func TestInit(t *testing.T) {
+	dir := t.TempDir()
+	t.Chdir(dir)
+	if got := runCommand(cmdInit, ""); got.code != 0 || !strings.HasPrefix(got.out, "wrote tidegate.toml;") || got.err != "" {
+		t.Errorf("%+v", got)
+	}
+	b, err := os.ReadFile("tidegate.toml")
+	if err != nil || !bytes.Equal(b, config.Sample()) {
+		t.Errorf("%s %v", b, err)
+	}
+	if got := runCommand(cmdCheck, "", "--config", "tidegate.toml"); got != (ran{0, "tidegate.toml: fine\n", ""}) {
+		t.Errorf("what init wrote: %+v", got)
+	}
+	if err := os.WriteFile("mine.toml", []byte("mine"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if got := runCommand(cmdInit, "", "mine.toml"); got.code != 1 || !strings.Contains(got.err, "already there and was left alone") {
+		t.Errorf("%+v", got)
+	}
+	if b, err := os.ReadFile("mine.toml"); err != nil || string(b) != "mine" {
+		t.Errorf("%s %v", b, err)
+	}
+	if got := runCommand(cmdInit, "", "missing/x.toml"); got.code != 1 {
+		t.Errorf("%+v", got)
+	}
+	if got := runCommand(cmdInit, "", "a", "b"); got.code != 2 {
+		t.Errorf("%+v", got)
+	}
+}

@@ -1,0 +1,141 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"slices"
+	"syscall"
+	"time"
+
+	"tidegate/config"
+)
+
+// How long each part may take to stop. What is longer than a service manager waits would not help.
+const (
+	edgePatience      = 10 * time.Second // acknowledgements leave, clients are told
+	forwarderPatience = 8 * time.Second  // acknowledgements of the cloud come in, uplinks say goodbye
+	adminPatience     = 3 * time.Second
+)
+
+// gcPercent lets the heap grow by half instead of doubling before it is collected: on a small machine memory is dearer than
+// the little time it takes.
+const gcPercent = 50
+
+// cmdRun runs the gateway until SIGTERM or SIGINT.
+func cmdRun(args []string, std stdio) int {
+	fs := std.flagSet("run", "[--config FILE]")
+	file := fs.String("config", "", "configuration `FILE`")
+	if code, done := std.parse(fs, args); done {
+		return code
+	}
+	if fs.NArg() > 0 {
+		return std.fail(exitUsage, "run: unexpected argument %q; name the file with --config", fs.Arg(0))
+	}
+	c, code, done := loadConfig(std, *file)
+	if done {
+		return code
+	}
+	if os.Getenv("GOGC") == "" {
+		defer debug.SetGCPercent(debug.SetGCPercent(gcPercent))
+	}
+	return run(std, c, seams{})
+}
+
+// run builds a gateway from a valid configuration and runs it.
+func run(std stdio, c *config.Config, s seams) int {
+	log := newLogger(c.Log, std.err)
+	ctx, hurry, stop := signals(log)
+	defer stop()
+	for _, w := range c.Warnings {
+		log.Warn("configuration", "problem", w.String())
+	}
+	g, err := build(c, log, s)
+	if err != nil {
+		var start *startError
+		if errors.As(err, &start) {
+			return std.fail(start.code, "%v", err)
+		}
+		return std.fail(exitFailed, "%v", err)
+	}
+	if err := g.run(ctx, hurry); err != nil {
+		return std.fail(exitFailed, "%v; the log above says more", err)
+	}
+	return exitOK
+}
+
+// signals returns a context that ends with the first SIGTERM or SIGINT, and a channel that is closed by the second. SIGHUP
+// must not end the process, but changes nothing in this build.
+func signals(log *slog.Logger) (ctx context.Context, hurry <-chan struct{}, stop func()) {
+	ctx, cancel := context.WithCancel(context.Background())
+	faster := make(chan struct{})
+	caught := make(chan os.Signal, 4)
+	done := make(chan struct{})
+	signal.Notify(caught, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
+	go func() { // ends with stop, which closes caught
+		defer close(done)
+		asked := 0
+		for s := range caught {
+			if s == syscall.SIGHUP {
+				log.Warn("this build cannot reload its configuration; restart the gateway to use a changed file (users_file is read again by itself)")
+				continue
+			}
+			switch asked++; asked {
+			case 1:
+				log.Info("stopping", "signal", s.String())
+				cancel()
+			case 2:
+				log.Warn("stopping at once", "signal", s.String())
+				close(faster)
+			}
+		}
+	}()
+	return ctx, faster, func() {
+		signal.Stop(caught)
+		close(caught)
+		<-done
+		cancel()
+	}
+}
+
+// run starts every part, says so, and works until ctx ends. Whatever happens, the log is closed last.
+func (g *gateway) run(ctx context.Context, hurry <-chan struct{}) error {
+	parts := []part{{"socket", g.socket.Run, adminPatience}}
+	if g.admin != nil {
+		parts = append(parts, part{"admin", g.admin.Run, adminPatience})
+	}
+	parts = append(parts,
+		part{"users", func(ctx context.Context) error { return watchUsers(ctx, g.users, g.log) }, adminPatience},
+		part{"forwarder", func(ctx context.Context) error { return g.forwarder.Run(ctx, g.broker.Deliver) }, forwarderPatience},
+		part{"edge", g.broker.Run, edgePatience},
+	)
+	err := supervise(ctx, parts, g.ready, hurry, g.log)
+	g.up.Store(false)
+	if e := g.buffer.Close(); e != nil {
+		err = errors.Join(err, fmt.Errorf("close the log: %w", e))
+	}
+	if err == nil {
+		g.log.Info("stopped")
+	}
+	return err
+}
+
+// ready says on one line that every listener is up, and where.
+func (g *gateway) ready() {
+	g.up.Store(true)
+	g.announce("online")
+	var bound []any
+	addrs := g.broker.Addrs()
+	for _, name := range slices.Sorted(maps.Keys(addrs)) {
+		bound = append(bound, "listener."+name, addrs[name].String())
+	}
+	if g.admin != nil {
+		bound = append(bound, "admin", g.admin.Addr().String())
+	}
+	g.log.Info("ready", bound...)
+}

@@ -1,0 +1,76 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"tidegate/admin"
+	"tidegate/admin/metrics"
+	"tidegate/message"
+)
+
+// gateway is the admin.Source.
+
+// Ready returns why devices cannot hand over messages; nil when they can.
+func (g *gateway) Ready() error {
+	if !g.up.Load() {
+		return errors.New("the listeners are not up")
+	}
+	if err := g.buffer.Stats().LastError; err != nil {
+		return fmt.Errorf("the disk fails: %w", err)
+	}
+	return nil
+}
+
+// Status is what `tidegate status` shows.
+func (g *gateway) Status() admin.Status {
+	disk := g.buffer.Stats()
+	s := admin.Status{
+		Gateway: g.config.Gateway.ID, Version: buildVersion(), UptimeS: int64(time.Since(g.started).Seconds()),
+		Uplinks: []admin.UplinkStatus{}, Bridges: []admin.BridgeStatus{},
+		Clients: g.broker.Clients(), Sessions: g.broker.Sessions(),
+		Buffer: admin.BufferStatus{Writable: disk.LastError == nil, DiskBytes: disk.Bytes},
+	}
+	if disk.LastError != nil {
+		s.Buffer.LastError = disk.LastError.Error()
+	}
+	if err := g.Ready(); err != nil {
+		s.LastError = err.Error()
+	}
+	s.Ready = s.LastError == ""
+	dead := map[string]uint64{}
+	for _, q := range g.buffer.Queues() {
+		s.Buffer.Damaged += q.Damaged
+		if uplink, _, kind := metrics.SplitQueue(q.Name); kind == metrics.DeadLetters {
+			dead[uplink] = q.Records
+		}
+	}
+	for _, u := range g.forwarder.Status() {
+		s.Uplinks = append(s.Uplinks, admin.UplinkStatus{
+			Name: u.Name, Connected: u.Connected, Server: u.Server, InFlight: u.InFlight, Records: u.Records, Bytes: u.Bytes,
+			OldestS: u.OldestS, Delivered: u.Delivered, Evicted: u.Evicted, Dead: dead[u.Name], LastError: u.LastError,
+		})
+	}
+	return s
+}
+
+// announce publishes the state of the gateway, retained, on the local side. The uplinks tell the cloud themselves.
+func (g *gateway) announce(state string) {
+	payload, err := json.Marshal(struct {
+		State   string `json:"state"`
+		Since   string `json:"since"`
+		Version string `json:"version"`
+	}{state, time.Now().UTC().Format(time.RFC3339), buildVersion()})
+	if err == nil {
+		err = g.broker.Deliver(context.Background(), message.Message{
+			Topic: "tidegate/" + g.config.Gateway.ID + "/status", Payload: payload, QoS: 1, Retain: true,
+			ContentType: "application/json", PayloadUTF8: true, Source: message.Source{Protocol: message.Self},
+		})
+	}
+	if err != nil && !errors.Is(err, message.ErrNoMatch) {
+		g.log.Warn("publishing the gateway's own status failed", "err", err)
+	}
+}

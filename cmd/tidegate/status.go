@@ -1,0 +1,103 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"text/tabwriter"
+	"time"
+
+	"tidegate/admin"
+	"tidegate/config"
+)
+
+// cmdStatus shows the running gateway.
+func cmdStatus(args []string, std stdio) int {
+	fs := std.flagSet("status", "[--json] [--config FILE]")
+	file := fs.String("config", "", "configuration `FILE`")
+	asJSON := fs.Bool("json", false, "as one JSON object")
+	if code, done := std.parse(fs, args); done {
+		return code
+	}
+	if fs.NArg() > 0 {
+		return std.fail(exitUsage, "status: unexpected argument %q; name the file with --config", fs.Arg(0))
+	}
+	c, code, done := loadConfig(std, *file)
+	if done {
+		return code
+	}
+	var s admin.Status
+	if err := dialGateway(c).call(http.MethodGet, pathStatus, nil, &s); err != nil {
+		return gatewayFailed(std, "status", c, err)
+	}
+	if *asJSON {
+		return std.printJSON(s)
+	}
+	printStatus(std.out, s)
+	return exitOK
+}
+
+// gatewayFailed reports why the running gateway could not be asked.
+func gatewayFailed(std stdio, command string, c *config.Config, err error) int {
+	if errors.Is(err, admin.ErrNoGateway) {
+		return std.fail(exitUnavailable, "%s: no gateway runs on %s; start one with tidegate run, or name its file with --config",
+			command, c.Gateway.DataDir)
+	}
+	return std.fail(exitFailed, "%s: %v", command, err)
+}
+
+// printStatus writes s for people.
+func printStatus(w io.Writer, s admin.Status) {
+	state := "ready"
+	if !s.Ready {
+		state = "NOT READY: " + s.LastError
+	}
+	fmt.Fprintf(w, "%s: %s, up %v, version %s\n", s.Gateway, state, time.Duration(s.UptimeS)*time.Second, s.Version)
+	fmt.Fprintf(w, "%d clients connected, %d sessions\n", s.Clients, s.Sessions)
+	fmt.Fprintf(w, "buffer: %s on disk", sizeText(s.Buffer.DiskBytes))
+	if s.Buffer.Damaged > 0 {
+		fmt.Fprintf(w, ", %d records lost to damage", s.Buffer.Damaged)
+	}
+	fmt.Fprintln(w)
+	if len(s.Uplinks) == 0 {
+		fmt.Fprintln(w, "no uplinks")
+		return
+	}
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(t, "\nUPLINK\tSTATE\tSERVER\tIN FLIGHT\tRECORDS\tBYTES\tOLDEST\tDELIVERED\tEVICTED\tDEAD")
+	for _, u := range s.Uplinks {
+		state := "connected"
+		if !u.Connected {
+			state = "offline"
+		}
+		fmt.Fprintf(t, "%s\t%s\t%s\t%d\t%d\t%s\t%v\t%d\t%d\t%d\n", u.Name, state, u.Server, u.InFlight, u.Records,
+			sizeText(u.Bytes), ageText(u.OldestS), u.Delivered, u.Evicted, u.Dead)
+	}
+	_ = t.Flush()
+	for _, u := range s.Uplinks {
+		if u.LastError != "" {
+			fmt.Fprintf(w, "%s: last error: %s\n", u.Name, u.LastError)
+		}
+	}
+}
+
+func ageText(seconds float64) string {
+	if seconds == 0 {
+		return "-"
+	}
+	return time.Duration(seconds * float64(time.Second)).Round(time.Second).String()
+}
+
+// sizeText writes a number of bytes with three digits at most before the unit.
+func sizeText(n int64) string {
+	const units = "KMGTPE"
+	if n < 1024 {
+		return fmt.Sprintf("%d B", n)
+	}
+	v, unit := float64(n)/1024, 0
+	for v >= 1000 && unit < len(units)-1 {
+		v, unit = v/1024, unit+1
+	}
+	return fmt.Sprintf("%.1f %ciB", v, units[unit])
+}

@@ -1,0 +1,168 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"tidegate/access"
+	"tidegate/admin"
+	"tidegate/admin/metrics"
+	"tidegate/buffer"
+	"tidegate/config"
+	"tidegate/edge"
+	"tidegate/forwarder"
+	"tidegate/forwarder/uplink"
+)
+
+// gateway is everything a running gateway is made of. build makes it, run (run.go) runs it, close frees what build bound.
+type gateway struct {
+	config    *config.Config
+	log       *slog.Logger
+	started   time.Time
+	users     *access.Checker
+	buffer    *buffer.Log
+	forwarder *forwarder.Forwarder
+	broker    *edge.Broker
+	admin     *admin.Server // nil: off
+	socket    *admin.Socket
+	// up says that every listener accepts.
+	up atomic.Bool
+}
+
+// logDir is the folder of the log in the data folder.
+func logDir(c *config.Config) string { return filepath.Join(c.Gateway.DataDir, "log") }
+
+// startError is an error of starting with the exit code it means and what to do about it.
+type startError struct {
+	code   int
+	advice string
+	err    error
+}
+
+func (e *startError) Error() string { return e.err.Error() + "; " + e.advice }
+func (e *startError) Unwrap() error { return e.err }
+
+// seams are what a test puts in place of the machine.
+type seams struct {
+	fs buffer.FS // nil: the operating system's
+}
+
+// build makes every part and binds every address; it starts nothing but the log's committer. What it bound is freed again
+// on an error.
+func build(c *config.Config, log *slog.Logger, s seams) (_ *gateway, err error) {
+	g := &gateway{config: c, log: log, started: time.Now()}
+	defer func() {
+		if err != nil {
+			_ = g.close()
+		}
+	}()
+	if g.users, err = access.New(c.Auth); err != nil {
+		return nil, &startError{exitConfig, "correct the users file, or write it with tidegate passwd", err}
+	}
+	reg := metrics.NewRegistry()
+	if err := g.openBuffer(reg, s); err != nil {
+		return nil, err
+	}
+	if err := g.wireForwarder(reg); err != nil {
+		return nil, err
+	}
+	g.broker, err = edge.New(edge.Options{
+		Listeners: c.Listeners, Broker: c.Broker, Ingest: g.forwarder.Ingest, ACL: g.users,
+		Log: log.With("part", "edge"), Metrics: reg,
+	})
+	if err != nil {
+		return nil, &startError{exitFailed, "choose another address in [listener], or stop what uses it", err}
+	}
+	return g, g.openAdmin(reg)
+}
+
+// openBuffer opens the log, and with it takes the data folder's lock.
+func (g *gateway) openBuffer(reg prometheus.Registerer, s seams) error {
+	watch := metrics.NewBuffer(reg)
+	dir := g.config.Gateway.DataDir
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return &startError{exitFailed, "make the folder, or name another as data_dir in [gateway]", fmt.Errorf("make the data folder: %w", err)}
+	}
+	var err error
+	g.buffer, err = buffer.Open(logDir(g.config), buffer.Options{
+		Sync: strictestSync(g.config.Uplinks), OnSync: watch.OnSync, FS: s.fs, Logger: g.log.With("part", "buffer"),
+	})
+	switch {
+	case errors.Is(err, buffer.ErrLocked):
+		return &startError{exitFailed, "stop the other one, or give this one a data_dir of its own", fmt.Errorf("another gateway runs on %s: %w", dir, err)}
+	case err != nil:
+		return &startError{exitFailed, "check the disk and who may write to the folder", err}
+	}
+	watch.Watch(g.buffer)
+	return nil
+}
+
+// strictestSync returns what holds for the one log of all uplinks: the shortest time at risk that any of them allows, and
+// none at all (0) when one of them says "always".
+func strictestSync(uplinks map[string]config.Uplink) time.Duration {
+	var strictest time.Duration
+	first := true
+	for _, u := range uplinks {
+		if d := time.Duration(u.Buffer.Sync); first || d < strictest {
+			strictest, first = d, false
+		}
+	}
+	return strictest
+}
+
+// wireForwarder makes the uplinks and the forwarder in front of them.
+func (g *gateway) wireForwarder(reg prometheus.Registerer) error {
+	const advice = "correct it, and look again with tidegate check"
+	links := make(map[string]forwarder.Uplink, len(g.config.Uplinks))
+	for name, u := range g.config.Uplinks {
+		client, err := uplink.New(name, u, g.config.Gateway.ID, g.log, reg)
+		if err != nil {
+			return &startError{exitConfig, advice, err}
+		}
+		links[name] = uplinkPort{client}
+	}
+	var err error
+	if g.forwarder, err = forwarder.New(g.config, g.buffer, links, g.log, reg); err != nil {
+		return &startError{exitConfig, advice, err}
+	}
+	return nil
+}
+
+// openAdmin binds the [admin] address and the socket in the data folder.
+func (g *gateway) openAdmin(reg *prometheus.Registry) (err error) {
+	log := g.log.With("part", "admin")
+	if g.config.Admin != nil {
+		if g.admin, err = admin.New(*g.config.Admin, g, reg, log); err != nil {
+			return &startError{exitFailed, "choose another address in [admin], or stop what uses it", err}
+		}
+	}
+	if g.socket, err = admin.NewSocket(g.config.Gateway.DataDir, g.socketHandler(), log); err != nil {
+		return &startError{exitFailed, "check who may write to the data folder", err}
+	}
+	return nil
+}
+
+// close frees what build bound and closes the log.
+func (g *gateway) close() error {
+	var errs []error
+	if g.socket != nil {
+		errs = append(errs, g.socket.Close())
+	}
+	if g.admin != nil {
+		errs = append(errs, g.admin.Close())
+	}
+	if g.broker != nil {
+		errs = append(errs, g.broker.Close())
+	}
+	if g.buffer != nil {
+		errs = append(errs, g.buffer.Close())
+	}
+	return errors.Join(errs...)
+}
