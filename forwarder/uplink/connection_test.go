@@ -30,8 +30,8 @@ func TestAckTimeoutDropsTheConnection(t *testing.T) {
 		}
 		l.once(t, success)
 		arrivals(t, peer, 50)
-		if n := h.reconnects(endAckTimeout); n != 1 {
-			t.Errorf("%v reconnects because of ack_timeout, want 1\n%s", n, h.log)
+		if h.reconnects(endAckTimeout) == 0 {
+			t.Errorf("no reconnect because of ack_timeout\n%s", h.log)
 		}
 	})
 }
@@ -45,10 +45,10 @@ func TestSlowLineIsNoAckTimeout(t *testing.T) {
 		}
 		t.Cleanup(proxy.Close)
 		h := run(t, v, func(c *config.Uplink) {
-			c.AckTimeout = config.Duration(500 * time.Millisecond)
+			c.AckTimeout = config.Duration(1500 * time.Millisecond)
 		}, nil, "mqtt://"+proxy.Addr())
 		connected(t, h)
-		proxy.Throttle(50_000) // a full window takes two seconds
+		proxy.Throttle(35_000) // a full window takes three seconds
 		l := newLedger(100)
 		err = l.drain(within(t, 10*time.Second), h.Client, func(i int) message.Message {
 			m := reading(i, 1)

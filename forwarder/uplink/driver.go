@@ -67,13 +67,3 @@ type completion struct {
 	done func(error)
 	err  error
 }
-
-// pickDriver chooses the driver. MQTT 3.1.1 without commands goes through paho.mqtt.golang. With commands the
-// session outlives connections, and with it the QoS 2 identifiers that the broker holds; paho gives no say in
-// identifiers, so our own driver is used, which can release them first.
-func pickDriver(s *settings) driver {
-	if s.version == version311 && !s.resumes() {
-		return pahoDriver{}
-	}
-	return pipelinedDriver{}
-}
