@@ -9,35 +9,43 @@ import (
 )
 
 // census counts, once after the start, the records of a lane that were on disk already, each under its route. It runs
-// beside the drain, so records may leave before it comes to them: those are counted as they leave and remembered in left.
-// The lane's mu guards it.
+// beside the drain and evictions, so records may leave before it comes to them, or be skipped by it because they are just
+// leaving: such a record is counted as found when it has left. The lane's mu guards it.
 type census struct {
-	at   buffer.Seq // everything up to here was counted
-	top  buffer.Seq // the last record that was there at the start
-	left runs       // what left ahead of the census
+	at      buffer.Seq // everything up to here was looked at
+	top     buffer.Seq // the last record that was there at the start
+	left    runs       // what left ahead of the census
+	skipped runs       // what was not there any more when the census came by
 }
 
-// ahead reports whether the census has yet to come to seq.
-func (c *census) ahead(seq buffer.Seq) bool { return seq > c.at && seq <= c.top }
+// uncounted reports whether the census has not counted seq.
+func (c *census) uncounted(seq buffer.Seq) bool {
+	return seq <= c.top && (seq > c.at || c.skipped.has(seq))
+}
 
-// countRecovered makes the census of a lane, if there is something to count.
-func (l *lane) countRecovered(ctx context.Context) error {
-	if l.census == nil { // set before anything else runs, cleared here only
-		return nil
+// pass notes that the census comes to seq, having found nothing since the last one.
+func (c *census) pass(seq buffer.Seq) {
+	if seq > c.at+1 {
+		c.skipped.list = append(c.skipped.list, run{c.at + 1, seq - 1})
 	}
+	c.at = seq
+}
+
+// countRecovered makes the census of a lane.
+func (l *lane) countRecovered(ctx context.Context) error {
 	err := l.queue.Scan(l.queue.Floor(), func(rec buffer.Rec) bool {
-		if ctx.Err() != nil || rec.Seq > l.census.top {
-			return false
-		}
 		route, _, _ := splitRecord(rec.Data)
 		c := l.ledger.cell(route, l.uplink, l.kind)
 		l.mu.Lock()
 		defer l.mu.Unlock()
+		if ctx.Err() != nil || rec.Seq > l.census.top {
+			return false
+		}
 		if !l.census.left.has(rec.Seq) {
 			c.recovered.Add(1)
 			c.buffered.Add(1)
 		}
-		l.census.at = rec.Seq
+		l.census.pass(rec.Seq)
 		return true
 	})
 	if ctx.Err() != nil {
@@ -47,7 +55,8 @@ func (l *lane) countRecovered(ctx context.Context) error {
 		return fmt.Errorf("count the records of %s: %w", l.queue.Name(), err)
 	}
 	l.mu.Lock()
-	l.census = nil
+	l.census.pass(l.census.top + 1)
+	l.census.left = runs{}
 	l.mu.Unlock()
 	return nil
 }
@@ -60,10 +69,10 @@ const attributeEvery = 5 * time.Second
 // none, and is then to be called again.
 func (l *lane) attribute() bool {
 	l.mu.Lock()
-	unknown := l.unknown
+	unknown, counting := l.unknown, l.census.at < l.census.top
 	l.mu.Unlock()
-	if unknown == 0 {
-		return true
+	if unknown == 0 || counting {
+		return unknown == 0
 	}
 	before := l.queue.Stats()
 	left := make(map[*cell]int64)

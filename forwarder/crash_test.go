@@ -3,10 +3,12 @@ package forwarder
 import (
 	"context"
 	"fmt"
+	"maps"
 	"strconv"
 	"sync"
 	"testing"
 
+	"tidegate/buffer"
 	"tidegate/message"
 )
 
@@ -24,7 +26,8 @@ func TestCrashLosesNothing(t *testing.T) {
 			n++
 			return act{take: true, silent: n%500 > 460, cut: n%500 == 499}
 		})
-		r := open(t, dir, cfg, map[string]*fakeCloud{"cloud": cloud}).start()
+		disk := &badDisk{}
+		r := openWith(t, dir, cfg, map[string]*fakeCloud{"cloud": cloud}, buffer.Options{FS: disk}).start()
 		var devices sync.WaitGroup
 		var mu sync.Mutex
 		stop := make(chan struct{})
@@ -51,14 +54,11 @@ func TestCrashLosesNothing(t *testing.T) {
 		eventually(t, "some arrive", func() bool { return len(cloud.records()) >= 300*(round+1)/2 })
 		cloud.setOffline(true)
 		mu.Lock()
-		durable := map[string]int{}
-		for name, i := range sent {
-			durable[name] = i
-		}
+		durable := maps.Clone(sent)
 		mu.Unlock()
-		arrived := cloud.records()
 		crashed := t.TempDir()
-		copyDir(t, dir, crashed)
+		disk.snapshot(t, dir, crashed)
+		arrived := cloud.records() // after the copy: whatever is acknowledged in it has arrived
 		close(stop)
 		devices.Wait()
 		r.close()
@@ -72,6 +72,7 @@ func TestCrashLosesNothing(t *testing.T) {
 				t.Fatalf("round %d: %s knew %d to be durable, %d survived", round, name, i, total[name])
 			}
 		}
+		sent = maps.Clone(total) // what was durable after the copy never happened
 	}
 	cloud := newFakeCloud(takeAll)
 	r := open(t, dir, cfg, map[string]*fakeCloud{"cloud": cloud}).start()

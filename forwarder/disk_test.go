@@ -5,7 +5,9 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"sync"
 	"sync/atomic"
+	"testing"
 	"time"
 
 	"tidegate/buffer"
@@ -17,22 +19,37 @@ var errDisk = errors.New("input/output error")
 type badDisk struct {
 	failing atomic.Bool
 	slow    atomic.Int64 // nanoseconds that a sync takes
+
+	// still is held while the folder is copied, so that the copy is of one moment.
+	still sync.RWMutex
 }
 
-func (d *badDisk) err() error {
+// snapshot copies the folder as a crash would leave it.
+func (d *badDisk) snapshot(t testing.TB, from, to string) {
+	t.Helper()
+	d.still.Lock()
+	defer d.still.Unlock()
+	copyDir(t, from, to)
+}
+
+// change lets f change the folder, but not while it is copied.
+func (d *badDisk) change(f func() error) error {
+	d.still.RLock()
+	defer d.still.RUnlock()
 	if d.failing.Load() {
 		return errDisk
 	}
-	return nil
+	return f()
 }
 
 func (d *badDisk) MkdirAll(dir string) error { return os.MkdirAll(dir, 0o700) }
 
 func (d *badDisk) Create(path string) (buffer.File, error) {
-	if err := d.err(); err != nil {
-		return nil, err
-	}
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	var f *os.File
+	err := d.change(func() (err error) {
+		f, err = os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+		return err
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -51,9 +68,14 @@ func (d *badDisk) Open(path string, readOnly bool) (buffer.File, error) {
 	return badFile{f, d}, nil
 }
 
-func (d *badDisk) Rename(from, to string) error { return errors.Join(d.err(), os.Rename(from, to)) }
-func (d *badDisk) Remove(path string) error     { return os.Remove(path) }
-func (d *badDisk) SyncDir(string) error         { return d.err() }
+func (d *badDisk) Rename(from, to string) error {
+	return d.change(func() error { return os.Rename(from, to) })
+}
+
+func (d *badDisk) Remove(path string) error {
+	return d.change(func() error { return os.Remove(path) })
+}
+func (d *badDisk) SyncDir(string) error { return d.change(func() error { return nil }) }
 
 func (d *badDisk) List(dir string) ([]buffer.FileInfo, error) {
 	entries, err := os.ReadDir(dir)
@@ -79,13 +101,19 @@ type badFile struct {
 }
 
 func (f badFile) WriteAt(b []byte, off int64) (int, error) {
-	if err := f.disk.err(); err != nil {
-		return 0, err
-	}
-	return f.File.WriteAt(b, off)
+	n := 0
+	err := f.disk.change(func() (err error) {
+		n, err = f.File.WriteAt(b, off)
+		return err
+	})
+	return n, err
+}
+
+func (f badFile) Truncate(size int64) error {
+	return f.disk.change(func() error { return f.File.Truncate(size) })
 }
 
 func (f badFile) Sync() error {
 	time.Sleep(time.Duration(f.disk.slow.Load()))
-	return f.disk.err()
+	return f.disk.change(func() error { return nil })
 }

@@ -19,8 +19,8 @@ type lane struct {
 
 	// mu guards the accounting. It is never held while calling the log.
 	mu sync.Mutex
-	// census is not nil while the records found at the start are still being counted.
-	census *census
+	// census tells which of the records found at the start are counted.
+	census census
 	// unknown records were counted as buffered and then lost by the disk, which leaves open whose they were. See attribute.
 	unknown int64
 }
@@ -29,7 +29,7 @@ func newLane(kind pipeline.Lane, uplink int, l *ledger, g *gaps, damage chan<- s
 	return &lane{
 		kind: kind, uplink: uplink, ledger: l, gaps: g, damage: damage,
 		// Until open knows more, whatever leaves was there before: the buffer may evict as soon as it knows the bound.
-		census: &census{top: math.MaxUint64},
+		census: census{top: math.MaxUint64},
 	}
 }
 
@@ -40,12 +40,10 @@ func (l *lane) open(log *buffer.Log, name string, bound *buffer.Bound) error {
 		return err
 	}
 	l.queue = q
-	st := q.Stats()
+	next := q.Stats().Next
 	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.census.top = st.Next - 1; st.Records == 0 {
-		l.census = nil
-	}
+	l.census.top = next - 1
+	l.mu.Unlock()
 	return nil
 }
 
@@ -120,13 +118,15 @@ func (l *lane) dropped(_ *buffer.Queue, why buffer.Reason, recs []buffer.Rec) {
 	}
 }
 
-// leave moves one record of a cell from the buffer to a place. One that the census did not come to yet is counted as found
-// here, and the census will pass over it.
+// leave moves one record of a cell from the buffer to a place. One that the census did not count is counted as found here,
+// and the census will pass over it.
 func (l *lane) leave(c *cell, seq buffer.Seq, p place) {
 	c.places[p].Add(1)
-	if l.census != nil && l.census.ahead(seq) {
+	if l.census.uncounted(seq) {
 		c.recovered.Add(1)
-		l.census.left.add(seq)
+		if seq > l.census.at {
+			l.census.left.add(seq)
+		}
 		return
 	}
 	c.buffered.Add(-1)
@@ -134,7 +134,7 @@ func (l *lane) leave(c *cell, seq buffer.Seq, p place) {
 
 // lost counts a record that the disk lost, of which only the sequence is known.
 func (l *lane) lost(seq buffer.Seq) {
-	if l.census != nil && l.census.ahead(seq) {
+	if l.census.uncounted(seq) {
 		l.leave(l.ledger.cell(nil, l.uplink, l.kind), seq, placeDamaged)
 		return
 	}

@@ -63,7 +63,8 @@ func ledgerRun(t *testing.T, rnd *rand.Rand, seen map[string]uint64) {
 			})
 			clouds[name].setOffline(rnd.IntN(2) == 0)
 		}
-		r := open(t, dir, cfg, clouds).start()
+		disk := &badDisk{}
+		r := openWith(t, dir, cfg, clouds, buffer.Options{FS: disk}).start()
 		for _, o := range r.f.outs {
 			o.drain.times.quotaMin = time.Millisecond
 		}
@@ -79,7 +80,7 @@ func ledgerRun(t *testing.T, rnd *rand.Rand, seen map[string]uint64) {
 			continue
 		}
 		crashed := t.TempDir()
-		copyDir(t, dir, crashed)
+		disk.snapshot(t, dir, crashed)
 		r.close()
 		dir = crashed
 	}
