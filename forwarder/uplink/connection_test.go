@@ -336,6 +336,36 @@ func TestCloudGoesDownAndComesBack(t *testing.T) {
 	})
 }
 
+// A connection that took records earns a quick next attempt, however short it was; one that only took the status does not.
+func TestShortButUsefulConnectionsDoNotSlowReconnects(t *testing.T) {
+	each(t, func(t *testing.T, v variant) {
+		peer := cloud(t, testpeer.Options{})
+		h := open(t, v, nil, peer.URL())
+		h.pace = pace{base: 100 * time.Millisecond, limit: time.Minute, slow: time.Minute, stable: time.Hour}
+		h.start(t, nil)
+		started := time.Now()
+		for range 12 { // twelve failures in a row would take minutes
+			l := connected(t, h)
+			answered := make(chan error, 1)
+			if err := l.Send(within(t, 5*time.Second), reading(1, 1), identity(1), func(err error) { answered <- err }); err != nil {
+				t.Fatal(err)
+			}
+			if err := <-answered; err != nil {
+				t.Fatal(err)
+			}
+			peer.DropAll()
+			<-l.Lost()
+		}
+		if d := time.Since(started); d > 20*time.Second {
+			t.Errorf("twelve short connections took %s", d)
+		}
+	})
+	p := defaultPace()
+	if got := p.after(5, time.Second, false); got != 5 {
+		t.Errorf("a short connection that took nothing leaves %d failures, want 5", got)
+	}
+}
+
 func TestStatusTopicAndWill(t *testing.T) {
 	each(t, func(t *testing.T, v variant) {
 		peer := cloud(t, testpeer.Options{})

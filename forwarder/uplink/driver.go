@@ -52,8 +52,8 @@ type connInfo struct {
 	present bool
 
 	// What happened since.
-	exactly  bool // a message was sent with QoS 2
-	answered bool // a message was acknowledged
+	exactly  bool   // a message was sent with QoS 2
+	answered uint64 // messages acknowledged, the gateway's own status among them
 }
 
 // command is a message from the cloud that is not acknowledged yet.

@@ -41,7 +41,7 @@ type pahoConn struct {
 	born    time.Time
 	waiting atomic.Int64 // since when the completer waits for the oldest message, nanoseconds after born; 0: for none
 
-	answered atomic.Bool // a message was acknowledged
+	answered atomic.Uint64 // messages acknowledged
 
 	gone   chan struct{} // closed by end
 	closed chan struct{} // lost
@@ -199,7 +199,7 @@ func (p *pahoConn) complete() {
 			err := p.result(e)
 			p.waiting.Store(0)
 			if err == nil {
-				p.answered.Store(true)
+				p.answered.Add(1)
 				<-p.places
 				if e.qos == 2 {
 					<-p.exactly

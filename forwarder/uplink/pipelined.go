@@ -41,7 +41,8 @@ type pipelined struct {
 	failure error // why the connection ended
 	recover recovery
 
-	exactly, answered bool // for info
+	exactly  bool   // for info
+	answered uint64 // for info
 }
 
 // recovery is the releasing of QoS 2 identifiers that an earlier connection of the session may have left at the broker: it

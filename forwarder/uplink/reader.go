@@ -167,7 +167,7 @@ func (p *pipelined) settleOne(a ack, now time.Time, out []byte, dones *[]complet
 		return out, ended(endProtocol, "%s (%#x) does not fit the message in flight under its packet identifier",
 			packets.PacketNames[a.kind], a.code)
 	}
-	p.answered = true
+	p.answered++
 	*dones = append(*dones, completion{done: p.win.release(s, now), err: ackError(a.code, a.reason)})
 	return out, nil
 }

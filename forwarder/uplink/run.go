@@ -22,7 +22,7 @@ const (
 type pace struct {
 	base, limit time.Duration // full jitter between 0 and base doubled with every failure, at most limit
 	slow        time.Duration // where the same attempt will fail again: between slow and twice slow
-	stable      time.Duration // a connection that lived that long was a success
+	stable      time.Duration // a connection that lived that long was a success, as is one that took a record
 }
 
 func defaultPace() pace {
@@ -40,6 +40,14 @@ func (p pace) wait(failures int, err error) time.Duration {
 		most = min(p.limit, p.base<<failures)
 	}
 	return rand.N(most) //nolint:gosec // jitter is no secret
+}
+
+// after is what is left of that many failures after a connection that lived so long.
+func (p pace) after(failures int, lived time.Duration, useful bool) int {
+	if useful || lived >= p.stable {
+		return 0
+	}
+	return failures
 }
 
 // Run keeps the uplink connected until ctx ends and hands what the cloud sends to commands. It returns nil, after the
@@ -61,9 +69,7 @@ func (c *Client) Run(ctx context.Context, commands message.Handler) error {
 		}
 		if errors.Is(err, errConnected) {
 			next = 0 // the servers are tried in order again
-			if time.Since(started) >= c.pace.stable {
-				failures = 0
-			}
+			failures = c.pace.after(failures, time.Since(started), c.useful)
 		} else {
 			next = (next + 1) % len(c.settings.servers)
 			if next != 0 {
@@ -103,14 +109,15 @@ func (c *Client) once(ctx context.Context, sv server, commands message.Handler) 
 	return fmt.Errorf("%w: %w", errConnected, err)
 }
 
-// remember decides how the next connection begins. After QoS 2 messages the broker may hold identifiers. A resumed
+// remember decides how the next connection begins, and whether the last one was worth something. After QoS 2 messages the broker may hold identifiers. A resumed
 // session that ended before anything was acknowledged may have ended over identifiers of an earlier process, or over the
 // attempt to release them: the other way is tried then.
 func (c *Client) remember(last connInfo) {
+	c.useful = last.answered > 1
 	switch {
 	case last.exactly:
 		c.release = true
-	case last.present && !last.answered:
+	case last.present && last.answered == 0:
 		c.release = !c.release
 	}
 }

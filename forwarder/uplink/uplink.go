@@ -39,6 +39,8 @@ type Client struct {
 	noRetain bool
 	// release is hello.release of the next connection. Only Run uses it.
 	release bool
+	// useful says that the last connection took more than the status. Only Run uses it.
+	useful bool
 
 	mu      sync.Mutex
 	changed chan struct{} // closed and replaced when link changes
@@ -129,7 +131,7 @@ func (l *link) Send(ctx context.Context, m message.Message, id Identity, done fu
 	return l.conn.send(ctx, m, id, done)
 }
 
-func (l *link) Proven() bool { return l.conn.info().answered }
+func (l *link) Proven() bool { return l.conn.info().answered > 0 }
 
 func (l *link) Lost() <-chan struct{} { return l.conn.lost() }
 
