@@ -92,7 +92,7 @@ func (l *Log) nextJob(now time.Time, closing bool) job {
 		j.sync = l.o.Sync == 0
 	}
 	for _, s := range l.dead {
-		if s.pins == 0 {
+		if s.pins == 0 && s != l.anchor {
 			j.free = append(j.free, s)
 		}
 	}
@@ -298,7 +298,13 @@ func (l *Log) sync(seg *segment) error {
 		l.suspect(seg)
 		return fmt.Errorf("sync %s: %w", seg.name, err)
 	}
-	l.counted(func(c *counters) { c.syncs++ })
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.counts.syncs++
+	if l.anchor == nil || seg.index > l.anchor.index {
+		l.anchor = seg
+		l.wakeCommitter() // the old one may be freed now
+	}
 	return nil
 }
 
@@ -350,6 +356,7 @@ func (l *Log) publishEntry(f *frameBuilder, i int, seg *segment, off, end int64)
 		l.displace(q, e.first, e.last)
 	} else {
 		q.stored = e.last
+		q.times.last, q.times.newest = e.last, time.UnixMilli(f.base)
 		charge := int64(e.bytes) + int64(e.count)*recordOverhead
 		q.pending -= charge
 		if q.bound != nil {

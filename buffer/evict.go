@@ -81,7 +81,7 @@ func (l *Log) evictForSpace() {
 				fullest = b
 			}
 		}
-		if fullest == nil || slices.ContainsFunc(l.dead, func(s *segment) bool { return s.pins == 0 }) {
+		if fullest == nil || slices.ContainsFunc(l.dead, func(s *segment) bool { return s.pins == 0 && s != l.anchor }) {
 			l.mu.Unlock()
 			return
 		}

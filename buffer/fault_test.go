@@ -3,6 +3,7 @@ package buffer
 import (
 	"context"
 	"errors"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -354,5 +355,43 @@ func oneFault(t *testing.T, op string, fault error, n int, cut bool) {
 	}
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// TestNewestSegmentIsKept: on a full disk everything is acknowledged and then the power fails; no sequence may be given twice, so the
+// only segment that knows them must not have been used for something else.
+func TestNewestSegmentIsKept(t *testing.T) {
+	m := newMemFS()
+	l := openLog(t, "/log", Options{FS: m, SegmentBytes: 8 << 10})
+	q := queueOf(t, l, "q", QueueOptions{})
+	for range 10 {
+		put(t, l, Record{Queue: q, Data: []byte("x")})
+	}
+	epoch := l.Epoch()
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for path := range m.names {
+		if strings.HasSuffix(path, spareSuffix) {
+			delete(m.names, path) // a spare would help
+		}
+	}
+	l = openLog(t, "/log", Options{FS: m, SegmentBytes: 8 << 10})
+	q = queueOf(t, l, "q", QueueOptions{})
+	q.Purge()
+	m.setFault(failOp("create", 1<<30, syscall.ENOSPC))
+	p, err := l.Append(Record{Queue: q, Data: []byte("y")})
+	if err == nil {
+		err = l.Wait(t.Context(), p)
+	}
+	if err == nil {
+		t.Fatal("written to a full disk")
+	}
+	c := m.powerCut(func() bool { return true })
+	_ = l.Close()
+	l = openLog(t, "/log", Options{FS: c, SegmentBytes: 8 << 10})
+	q = queueOf(t, l, "q", QueueOptions{})
+	if next := q.Stats().Next; l.Epoch() == epoch && next < 11 {
+		t.Fatalf("sequence %d is given again", next)
 	}
 }

@@ -50,6 +50,8 @@ type Log struct {
 
 	// dead lists segments without live records; they are freed once the cursors that say so are on disk.
 	dead []*segment
+	// anchor is the newest segment that was synced: it knows the queues and the sequences given, so it is kept until a newer one does.
+	anchor *segment
 	// spares are files ready to become segments.
 	spares []spare
 	// credit is how many bytes may be relocated before more is appended.

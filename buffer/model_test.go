@@ -520,6 +520,7 @@ func TestModelWithFaults(t *testing.T) {
 				err := faults[op][m.r.IntN(len(faults[op]))]
 				left := m.r.IntN(3) + 1
 				skip := m.r.IntN(20)
+				m.log("fault %s: %v, %d times after %d", op, err, left, skip)
 				m.fs.setFault(func(o, _ string) error {
 					if o != op || left == 0 {
 						return nil
@@ -531,7 +532,6 @@ func TestModelWithFaults(t *testing.T) {
 					left--
 					return err
 				})
-				m.log("fault %s: %v, %d times after %d", op, err, left, skip)
 				for range 10 {
 					if m.r.IntN(4) == 0 {
 						m.read()

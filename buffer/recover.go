@@ -59,6 +59,9 @@ func (l *Log) recover() error {
 	if !l.readOnly {
 		l.sealFound(found)
 	}
+	if n := len(l.segments); n > 0 {
+		l.anchor = l.segments[n-1]
+	}
 	return l.closeFiles()
 }
 

@@ -104,15 +104,15 @@ func (l *Log) checkDead(s *segment) {
 }
 
 // addExtent notes that the frames from start to end of s hold what e says of q. It extends the extent before it where that is in
-// the same file, with all its frames before these and not yet large. tail is where the last frame begins, or end if that is not known.
+// the same file, with all its frames before these and not yet large, but never across a hole: an extent must not claim what it does not
+// hold, as a crash can bring back what was acknowledged. tail is where the last frame begins, or end if that is not known.
 func (l *Log) addExtent(q *Queue, s *segment, start, tail, end int64, e indexEntry, expires int64) {
 	charge := int64(e.bytes) + int64(e.count)*recordOverhead
 	i := q.search(e.first)
 	if i > 0 {
 		p := q.extents[i-1]
-		hole := uint64(e.first - p.last - 1)
 		behind := start >= p.end || start == p.tail && end == p.end
-		if p.seg == s && behind && p.end-p.start < l.extentBytes(s) && q.done.count(p.last+1, e.first-1) == hole {
+		if p.seg == s && behind && p.end-p.start < l.extentBytes(s) && p.last+1 == e.first {
 			before, bytes := p.live, p.liveBytes()
 			p.last, p.tail, p.end = e.last, tail, end
 			p.count += e.count

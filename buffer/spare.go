@@ -219,7 +219,7 @@ func (l *Log) takeDead(need int64) (spare, bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for i, s := range l.dead {
-		if s.pins > 0 || s.size < need || s.suspect {
+		if s.pins > 0 || s.size < need || s.suspect || s == l.anchor {
 			continue
 		}
 		l.dead = append(l.dead[:i:i], l.dead[i+1:]...)
@@ -235,7 +235,7 @@ func (l *Log) removeUseless() bool {
 	l.mu.Lock()
 	var paths []string
 	for _, s := range slices.Clone(l.dead) {
-		if s.pins == 0 {
+		if s.pins == 0 && s != l.anchor {
 			l.removeSegment(s)
 			paths = append(paths, s.path(l.dir))
 		}

@@ -69,7 +69,7 @@ type QueueStats struct {
 	Evicted, Damaged, Purged, Failed uint64
 }
 
-// Stats gives a snapshot. Finding the oldest record's time may read from disk, once for each oldest record.
+// Stats gives a snapshot. Finding the oldest record's time may read up to a MiB from disk, once for each oldest record.
 func (q *Queue) Stats() QueueStats {
 	l := q.log
 	l.mu.Lock()
@@ -87,8 +87,11 @@ func (q *Queue) Stats() QueueStats {
 	}
 	s.Oldest, s.Newest = known.oldest, known.newest
 	l.mu.Lock()
-	q.times = known
-	l.mu.Unlock()
+	defer l.mu.Unlock()
+	q.times.first, q.times.oldest = known.first, known.oldest
+	if q.times.last < known.last {
+		q.times.last, q.times.newest = known.last, known.newest
+	}
 	return s
 }
 
