@@ -12,6 +12,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"log/slog"
 	"net"
 	"net/url"
@@ -67,8 +68,8 @@ type Broker struct {
 	server    *mqtt.Server
 	listeners []*listener
 	wills     wills
+	turns     turns
 	refusals  sparing
-	buffers   sync.Pool // for readAhead
 	clients   atomic.Int64
 	stopping  atomic.Bool
 
@@ -104,6 +105,7 @@ func New(o Options) (*Broker, error) {
 		Drop: b.metrics.drop,
 	})
 	b.wills.pending = make(map[string]pendingWill)
+	b.turns.seed = maphash.MakeSeed()
 	b.life, b.endLife = context.WithCancel(context.Background())
 	if err := b.newServer(); err != nil {
 		return nil, err
@@ -276,9 +278,7 @@ func (b *Broker) sweep(ctx context.Context) {
 			return
 		case now := <-t.C:
 			b.sessions.Sweep(now)
-			for _, w := range b.wills.due(now) {
-				b.publishWill(w)
-			}
+			b.publishDue(now)
 		}
 	}
 }

@@ -12,7 +12,7 @@ import (
 	"tidegate/message"
 )
 
-// readPublish takes in a PUBLISH: check, ingest, acknowledge behind the gate, give to subscribers.
+// readPublish takes in a PUBLISH: check, ingest, give to subscribers, acknowledge behind the gate.
 func (p *peer) readPublish(pk *packets.Packet) {
 	if code := p.resolve(pk); code != codeSuccess {
 		p.disconnect(code)
@@ -38,15 +38,15 @@ func (p *peer) readPublish(pk *packets.Packet) {
 		p.refuse(&m, id, err)
 		return
 	}
-	switch qos {
-	case 1:
-		p.Hold(t)
-	case 2:
+	if qos == 2 {
 		p.session.Received(id, t)
-		p.Hold(t)
 	}
-	p.ack(qos, id, codeSuccess)
+	// Who learns of the acknowledgement finds the message retained and queued.
 	p.b.sessions.Publish(&m, p.client)
+	if qos > 0 {
+		p.Hold(t)
+		p.ack(qos, id, codeSuccess)
+	}
 }
 
 // resolve checks what the library would have checked behind the hook and puts the topic name in the place of a topic

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"sync/atomic"
 	"time"
 
 	mqtt "github.com/mochi-mqtt/server/v2"
@@ -25,7 +24,7 @@ const (
 )
 
 // peer is one connection with what is known about its client. Its fields are set and used by the goroutine that reads
-// the connection, unless they are atomic.
+// the connection.
 type peer struct {
 	*gate.Conn
 	b        *Broker
@@ -40,11 +39,10 @@ type peer struct {
 	session  *session.Session
 	present  bool // the session was there before
 	aliases  map[uint16]string
-	ahead    readAhead
 
-	orderly bool        // the client said goodbye: no will
-	forced  bool        // we closed the connection for a reason of our own
-	ended   atomic.Bool // the connection was closed here: what was read already is not looked at any more
+	orderly bool // the client said goodbye: no will
+	forced  bool // we closed the connection for a reason of our own
+	ended   bool // the connection was closed here: what was read already is not looked at any more
 }
 
 // connectInfo is what the CONNECT packet said.
@@ -62,16 +60,12 @@ type connectInfo struct {
 	method    string
 }
 
-// Read reads what the client sends.
-func (p *peer) Read(b []byte) (int, error) { return p.ahead.read(b, p.Conn.Read) }
-
 // WaitWritable waits until the peer has taken most of what was written.
 func (p *peer) WaitWritable() error { return p.WaitBelow(context.Background(), pendingBytes) }
 
 // serve runs one connection to its end.
 func (b *Broker) serve(l *listener, c *gate.Conn) {
-	p := &peer{Conn: c, b: b, listener: l, ahead: readAhead{pool: &b.buffers}}
-	defer p.ahead.giveBack()
+	p := &peer{Conn: c, b: b, listener: l}
 	err := b.establish(p)
 	_ = c.Close()
 	b.leave(p)
@@ -191,24 +185,25 @@ func (p *peer) expiry(seconds uint32) time.Duration {
 
 // attach gives the connection its session and ends the connection that had it [MQTT-3.1.4-3].
 func (p *peer) attach() {
-	c := &p.connect
-	acl, id := p.b.o.ACL, p.identity // outlive the connection
-	p.b.wills.mu.Lock()
-	s, present, previous := p.b.sessions.Attach(session.Connect{
+	b, c := p.b, &p.connect
+	acl, id := b.o.ACL, p.identity // outlive the connection
+	turn := b.turn(p.client)
+	turn.Lock()
+	defer turn.Unlock()
+	s, present, previous := b.sessions.Attach(session.Connect{
 		Conn: p, Client: p.client, User: id.User, Version: c.version, Clean: c.clean, Expiry: p.expiry(c.expiry),
 		ReceiveMaximum: c.receive, MaxPacket: c.maxPacket, TopicAliasMaximum: c.aliases,
 		Allow: func(topic string) bool { return acl.Allow(id, access.Deliver, topic) },
 	})
-	due := p.b.wills.returned(p.client, present)
-	p.b.wills.mu.Unlock()
-
 	p.session, p.present = s, present
+	w, due := b.wills.returned(p.client, present)
 	if old, ok := previous.(*peer); ok {
-		old.ended.Store(true)
 		old.Disconnect(codeTakenOver, "taken_over")
+		w, due = b.willOf(old, false, present)
+		old.will = nil
 	}
-	for _, w := range due {
-		p.b.publishWill(w)
+	if due {
+		b.publishWill(w)
 	}
 }
 
@@ -241,13 +236,13 @@ func (p *peer) readDisconnect(pk packets.Packet) packets.Packet {
 
 // disconnect ends the connection for what the client did; version 5 clients are told the reason code.
 func (p *peer) disconnect(code byte) {
-	p.ended.Store(true)
+	p.ended = true
 	p.Disconnect(code, "protocol")
 }
 
 // closeForOwn ends the connection for a reason that is ours; the client is expected to come back.
 func (p *peer) closeForOwn() {
 	p.forced = true
-	p.ended.Store(true)
+	p.ended = true
 	_ = p.Conn.Close()
 }

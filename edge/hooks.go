@@ -43,10 +43,12 @@ func (h *hooks) OnPacketRead(cl *mqtt.Client, pk packets.Packet) (packets.Packet
 		}
 		return p.readConnect(pk)
 	}
-	if p.session == nil || p.ended.Load() {
-		// More may have been read before the connection was closed. Taking it would overtake what was refused.
+	// More may have been read before the connection was closed here or taken over. Taking it would overtake what was
+	// refused, or come after what the client sent by its new connection.
+	if p.session == nil || p.ended || !p.session.Enter(p) {
 		return pk, packets.ErrRejectPacket
 	}
+	defer p.session.Leave()
 	switch pk.FixedHeader.Type {
 	case packets.Publish:
 		p.readPublish(&pk)

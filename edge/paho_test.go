@@ -36,11 +36,12 @@ func TestPaho3(t *testing.T) {
 		defer mu.Unlock()
 		got[m.Topic()] = append(got[m.Topic()], string(m.Payload()))
 	}
-	count := func(topic string) int {
+	of := func(topic string) []string {
 		mu.Lock()
 		defer mu.Unlock()
-		return len(got[topic])
+		return append([]string(nil), got[topic]...)
 	}
+	count := func(topic string) int { return len(of(topic)) }
 	sub := paho3.NewClient(options("sub").SetDefaultPublishHandler(receive))
 	wait(sub.Connect())
 	wait(sub.Subscribe("q/#", 2, receive))
@@ -64,7 +65,7 @@ func TestPaho3(t *testing.T) {
 	for qos := 1; qos < 3; qos++ {
 		topic := fmt.Sprintf("q/%d", qos)
 		eventually(t, "200 messages", func() bool { return count(topic) == 200 })
-		for i, p := range got[topic] {
+		for i, p := range of(topic) {
 			if p != fmt.Sprint(i) {
 				t.Fatalf("%s: message %d is %s", topic, i, p)
 			}

@@ -1,6 +1,7 @@
 package edge
 
 import (
+	"hash/maphash"
 	"sync"
 	"time"
 
@@ -33,10 +34,20 @@ type pendingWill struct {
 
 // wills are the wills that wait for their delay, by client identifier.
 type wills struct {
-	// mu is held while a session gets or loses its connection, so that a will is scheduled before the client's return
-	// cancels it, and not after. It is taken before the sessions' locks.
 	mu      sync.Mutex
 	pending map[string]pendingWill
+}
+
+// turns are locks by which what begins and what ends a connection of one client identifier come one after the other, the
+// publication of a will included: a client that is back and says so must not be contradicted by its old will afterwards.
+// They are taken before all other locks.
+type turns struct {
+	seed  maphash.Seed
+	locks [64]sync.Mutex
+}
+
+func (b *Broker) turn(client string) *sync.Mutex {
+	return &b.turns.locks[maphash.String(b.turns.seed, client)%uint64(len(b.turns.locks))]
 }
 
 // readWill returns the will of a CONNECT packet, nil when there is none, or the reason code for one that is invalid.
@@ -75,15 +86,18 @@ func (b *Broker) leave(p *peer) {
 	if p.session == nil {
 		return
 	}
-	b.wills.mu.Lock()
+	turn := b.turn(p.client)
+	turn.Lock()
+	defer turn.Unlock()
 	current, lives := b.sessions.Detach(p.session, p)
-	w, now := b.willOf(p, current, lives)
-	if w.will != nil && !now {
-		b.wills.pending[p.client] = w
-	}
-	b.wills.mu.Unlock()
-	if w.will != nil && now {
+	switch w, now := b.willOf(p, current, lives); {
+	case w.will == nil:
+	case now:
 		b.publishWill(w)
+	default:
+		b.wills.mu.Lock()
+		b.wills.pending[p.client] = w
+		b.wills.mu.Unlock()
 	}
 }
 
@@ -114,32 +128,47 @@ func (b *Broker) willOf(p *peer, current, lives bool) (w pendingWill, now bool) 
 	return w, delay <= 0
 }
 
-// returned takes the pending will of a client that is back. Where its session went on the will is void; where it began a
-// new one the old session has ended, and its will is due. The caller holds mu.
-func (ws *wills) returned(client string, present bool) []pendingWill {
-	w, ok := ws.pending[client]
-	if !ok {
-		return nil
-	}
-	delete(ws.pending, client)
-	if present || w.forced {
-		return nil
-	}
-	return []pendingWill{w}
-}
-
-// due takes the pending wills whose time has come.
-func (ws *wills) due(now time.Time) []pendingWill {
+// returned takes the pending will of a client that is back, and reports whether it is due: where its session went on the
+// will is void; where it began a new one the old session has ended, and with it the delay.
+func (ws *wills) returned(client string, present bool) (w pendingWill, due bool) {
 	ws.mu.Lock()
 	defer ws.mu.Unlock()
-	var out []pendingWill
+	w, ok := ws.pending[client]
+	delete(ws.pending, client)
+	return w, ok && !present && !w.forced
+}
+
+// clients returns who has a pending will whose time has come.
+func (ws *wills) clients(now time.Time) (due []string) {
+	ws.mu.Lock()
+	defer ws.mu.Unlock()
 	for client, w := range ws.pending {
 		if !now.Before(w.due) {
-			out = append(out, w)
-			delete(ws.pending, client)
+			due = append(due, client)
 		}
 	}
-	return out
+	return due
+}
+
+// publishDue publishes the pending wills whose time has come.
+func (b *Broker) publishDue(now time.Time) {
+	for _, client := range b.wills.clients(now) {
+		b.publishPending(client)
+	}
+}
+
+// publishPending publishes the will of client, unless the client has come back meanwhile.
+func (b *Broker) publishPending(client string) {
+	turn := b.turn(client)
+	turn.Lock()
+	defer turn.Unlock()
+	b.wills.mu.Lock()
+	w, ok := b.wills.pending[client]
+	delete(b.wills.pending, client)
+	b.wills.mu.Unlock()
+	if ok {
+		b.publishWill(w)
+	}
 }
 
 // publishWill publishes w as if its client did. What is refused is counted and logged; nobody can be told.

@@ -156,3 +156,32 @@ func TestWillIsJudgedAgain(t *testing.T) {
 		t.Errorf("counted %v", n)
 	}
 }
+
+// A client that comes back and says so is not contradicted by the will of its old connection afterwards.
+func TestWillDoesNotComeAfterTheReturn(t *testing.T) {
+	b := startBroker(t, nil)
+	for i := range 100 {
+		o := rawOptions{ID: "c", V: 4, Clean: i%2 == 0, Mod: func(pk *packets.Packet) {
+			withWill("state", "offline", 1)(pk)
+			pk.Connect.WillRetain = true
+		}}
+		old := connect(t, b.addr, o)
+		if i%4 < 2 {
+			_ = old.Close() // else: taken over
+		}
+		c := connect(t, b.addr, o)
+		_ = c.Send(packets.Packet{
+			FixedHeader: packets.FixedHeader{Type: packets.Publish, Qos: 1, Retain: true}, PacketID: 1, TopicName: "state", Payload: []byte("online"),
+		})
+		expect(t, c, packets.Puback)
+		if i%4 >= 2 {
+			closed(t, old)
+		}
+		eventually(t, "the old connection is gone", func() bool { return b.Clients() == 1 })
+		if kept := b.Retained("state"); len(kept) != 1 || string(kept[0].Payload) != "online" {
+			t.Fatalf("round %d: state is %q", i, kept[0].Payload)
+		}
+		c.Disconnect()
+		eventually(t, "gone", func() bool { return b.Clients() == 0 })
+	}
+}

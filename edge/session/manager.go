@@ -113,7 +113,9 @@ func (m *Manager) Attach(c Connect) (s *Session, present bool, previous Conn) {
 	defer m.mu.Unlock()
 	s = m.sessions[c.Client]
 	if s != nil {
+		s.in.Lock()
 		previous = s.detachNow()
+		s.in.Unlock()
 		if c.Clean || s.user != c.User || s.over(time.Now()) {
 			m.end(s)
 			s = nil

@@ -41,6 +41,11 @@ type Session struct {
 	live atomic.Bool  // connected; read without mu
 	subs atomic.Int64 // ordinary subscriptions; read without mu
 
+	// in is held while a packet of the client is handled, and to give the session another connection: what the old
+	// connection had begun is finished before the new one's packets are looked at, and nothing of the old one comes after.
+	// It is taken before mu, and by whoever holds the Manager's mu.
+	in sync.Mutex
+
 	// mu guards everything below. It is held while packets are encoded and handed to the connection, which never waits
 	// for the peer, and never while anybody else's lock is taken but the tree's and the retained store's.
 	mu      sync.Mutex
@@ -78,6 +83,22 @@ func (s *Session) Client() string { return s.id }
 func (s *Session) client() string { return s.id }
 func (s *Session) online() bool   { return s.live.Load() }
 func (s *Session) several() bool  { return s.subs.Load() > 1 }
+
+// Enter begins the handling of a packet that came by conn; Leave ends it. It reports whether conn is still the session's
+// connection; if it is not, the packet must not be handled and Leave not be called.
+func (s *Session) Enter(conn Conn) bool {
+	s.in.Lock()
+	s.mu.Lock()
+	current := s.link.conn == conn
+	s.mu.Unlock()
+	if !current {
+		s.in.Unlock()
+	}
+	return current
+}
+
+// Leave ends the handling of a packet.
+func (s *Session) Leave() { s.in.Unlock() }
 
 // deliver queues e. At the bound of QoS 0 for one client e itself is dropped; at the bound of the queue the oldest
 // entries are, until e fits.
