@@ -21,8 +21,7 @@ func (l *Log) Append(recs ...Record) (Pos, error) {
 	if err := l.admit(recs); err != nil {
 		return 0, fmt.Errorf("append: %w", err)
 	}
-	now := time.Now().UnixMilli()
-	f := l.gatheringFrame(now)
+	f := l.gatheringFrame()
 	before := int64(len(f.buf))
 	for i := range recs {
 		r := &recs[i]
@@ -35,7 +34,7 @@ func (l *Log) Append(recs ...Record) (Pos, error) {
 			expires = r.Expires.UnixMilli()
 		}
 		r.Seq = q.next
-		f.add(q.entry, q.next, now, expires, r.Data)
+		f.add(q.entry, q.next, f.base, expires, r.Data)
 		q.next++
 		charge := chargeOf(r.Data)
 		q.pending += charge
@@ -56,14 +55,18 @@ func (l *Log) admit(recs []Record) error {
 	if err := l.appendable(); err != nil {
 		return err
 	}
-	var size int64
-	defer func() {
-		for i := range recs {
-			if q := recs[i].Queue; q != nil && q.bound != nil {
-				q.bound.need = 0
-			}
+	err := l.fit(recs)
+	for i := range recs {
+		if q := recs[i].Queue; q != nil && q.bound != nil {
+			q.bound.need = 0
 		}
-	}()
+	}
+	return err
+}
+
+// fit checks that there is room for recs, and leaves in Bound.need what it added up.
+func (l *Log) fit(recs []Record) error {
+	var size int64
 	for i := range recs {
 		q := recs[i].Queue
 		if q == nil || q.log != l {
@@ -109,8 +112,9 @@ func (l *Log) appendable() error {
 // maxFrameBytes bounds what one Append may hold, well below what 32 bits can count.
 const maxFrameBytes = 4 * MaxRecordBytes
 
-// gatheringFrame gives the frame that takes new records.
-func (l *Log) gatheringFrame(now int64) *frameBuilder {
+// gatheringFrame gives the frame that takes new records. Its records share the time of its first one: the clock is not read
+// for each, and a frame gathers no longer than one commit takes.
+func (l *Log) gatheringFrame() *frameBuilder {
 	if n := len(l.gathering); n > 0 && len(l.gathering[n-1].buf) < l.frameLimitLocked() {
 		return l.gathering[n-1]
 	}
@@ -118,7 +122,7 @@ func (l *Log) gatheringFrame(now int64) *frameBuilder {
 	if n := len(l.buffers); n > 0 {
 		buf, l.buffers = l.buffers[n-1], l.buffers[:n-1]
 	}
-	f := newFrame(frameCommit, buf, now)
+	f := newFrame(frameCommit, buf, time.Now().UnixMilli())
 	f.first = l.nextPos
 	l.gathering = append(l.gathering, f)
 	return f

@@ -336,7 +336,7 @@ func (l *Log) publish(j job, seg *segment, off int64) {
 	if f.kind == frameCommit && f.count > 0 {
 		l.counts.records += uint64(f.count)
 		l.credit = min(l.credit, maxCredit) + moveShare*int64(len(f.buf))
-		l.durable = f.last()
+		l.settle(f.last())
 		l.gathered -= f.waiting
 		waiters = l.takeWaiters(l.durable)
 		if len(l.buffers) < 2 && cap(f.buf) <= 2*frameBytes {

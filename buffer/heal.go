@@ -74,7 +74,7 @@ func (l *Log) giveUp(j job, saved []*Queue, cause error) {
 	if len(frames) > 0 {
 		lo, hi := frames[0].first, frames[len(frames)-1].last()
 		l.losePos(lo, hi)
-		l.durable = hi
+		l.settle(hi)
 		l.counts.failed += hi - lo + 1
 	}
 	waiters := l.takeWaiters(l.nextPos - 1)

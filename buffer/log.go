@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -46,6 +47,10 @@ type Log struct {
 	// nextPos is the position the next append gets. Up to durable all is on disk, apart from lost.
 	nextPos, durable Pos
 	lost             []posRange
+	// settled and anyLost repeat durable and whether there is a lost range, for those who ask without the lock. anyLost is set
+	// before settled covers the range.
+	settled atomic.Uint64
+	anyLost atomic.Bool
 	waiters          []waiter
 
 	// dead lists segments without live records; they are freed once the cursors that say so are on disk.

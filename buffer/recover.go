@@ -152,7 +152,7 @@ func (l *Log) restore(found []scanned) {
 			}
 		}
 	}
-	l.durable = l.nextPos - 1
+	l.settle(l.nextPos - 1)
 	for _, q := range l.order {
 		q.stored = q.next - 1
 		l.findHoles(q)

@@ -17,12 +17,15 @@ type posRange struct{ lo, hi Pos }
 
 // Durable tells whether the record with position p, and all before it that did not fail, are on disk.
 func (l *Log) Durable(p Pos) bool {
-	if p == 0 {
+	if p > l.settled.Load() {
+		return false
+	}
+	if !l.anyLost.Load() {
 		return true
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return p <= l.durable && !l.lostPos(p)
+	return !l.lostPos(p)
 }
 
 // Notify calls f once: with nil when the record with position p is durable, at once if it is, else with the error that prevents it. f runs
@@ -54,6 +57,12 @@ func (l *Log) Wait(ctx context.Context, p Pos) error {
 	}
 }
 
+// settle notes that everything up to p is durable or lost. Log.mu is held.
+func (l *Log) settle(p Pos) {
+	l.durable = p
+	l.settled.Store(p)
+}
+
 // outcome tells what became of p. Log.mu is held.
 func (l *Log) outcome(p Pos) (bool, error) {
 	switch {
@@ -80,6 +89,7 @@ const maxLostRanges = 256
 
 // losePos notes that lo..hi will never be durable. Log.mu is held.
 func (l *Log) losePos(lo, hi Pos) {
+	l.anyLost.Store(true)
 	if n := len(l.lost); n > 0 && l.lost[n-1].hi+1 >= lo {
 		l.lost[n-1].hi = hi
 		return

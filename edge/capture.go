@@ -83,11 +83,12 @@ func (p *peer) resolve(pk *packets.Packet) byte {
 
 // capture makes the message of a PUBLISH. It shares the packet's memory, which the library allocates for each packet.
 func (p *peer) capture(pk *packets.Packet) message.Message {
+	now := time.Now()
 	m := message.Message{
-		ID: message.NewID(), Topic: pk.TopicName, Payload: pk.Payload,
+		ID: message.NewIDAt(now), Topic: pk.TopicName, Payload: pk.Payload,
 		QoS: message.QoS(pk.FixedHeader.Qos), Retain: pk.FixedHeader.Retain,
 		Source:   message.Source{Protocol: message.MQTT, Client: p.client, User: p.identity.User},
-		Received: time.Now(),
+		Received: now,
 	}
 	setProperties(&m, &pk.Properties)
 	return m

@@ -78,25 +78,34 @@ func (m Message) AppendBinary(b []byte) ([]byte, error) {
 	return append(b, m.Payload...), nil
 }
 
-func (m Message) flags() uint64 {
+func (m *Message) flags() uint64 {
 	flags := uint64(m.QoS) & flagQoS
-	for _, f := range []struct {
-		set bool
-		bit uint64
-	}{
-		{m.Retain, flagRetain},
-		{m.PayloadUTF8, flagUTF8},
-		{!m.SourceTime.IsZero(), flagSourceTime},
-		{!m.Expires.IsZero(), flagExpires},
-		{m.ContentType != "", flagContentType},
-		{m.ResponseTopic != "", flagResponse},
-		{m.CorrelationData != nil, flagCorrelation},
-		{len(m.Properties) > 0, flagProperties},
-		{!m.Received.IsZero(), flagReceived},
-	} {
-		if f.set {
-			flags |= f.bit
-		}
+	if m.Retain {
+		flags |= flagRetain
+	}
+	if m.PayloadUTF8 {
+		flags |= flagUTF8
+	}
+	if !m.SourceTime.IsZero() {
+		flags |= flagSourceTime
+	}
+	if !m.Expires.IsZero() {
+		flags |= flagExpires
+	}
+	if m.ContentType != "" {
+		flags |= flagContentType
+	}
+	if m.ResponseTopic != "" {
+		flags |= flagResponse
+	}
+	if m.CorrelationData != nil {
+		flags |= flagCorrelation
+	}
+	if len(m.Properties) > 0 {
+		flags |= flagProperties
+	}
+	if !m.Received.IsZero() {
+		flags |= flagReceived
 	}
 	return flags
 }

@@ -39,7 +39,10 @@ func newIDSource() *idSource {
 }
 
 // NewID returns an ID that no other message has.
-func NewID() ID { return ids.next(uint64(time.Now().UnixMilli())) }
+func NewID() ID { return NewIDAt(time.Now()) }
+
+// NewIDAt is NewID for a message that arrived at t, for callers that have read the clock already.
+func NewIDAt(t time.Time) ID { return ids.next(uint64(t.UnixMilli())) }
 
 // next never goes back when the clock does, and moves a millisecond ahead when 65,536 IDs were given in one.
 func (s *idSource) next(now uint64) ID {

@@ -8,7 +8,6 @@ import (
 	"maps"
 	"os"
 	"os/signal"
-	"runtime/debug"
 	"slices"
 	"syscall"
 	"time"
@@ -23,10 +22,6 @@ const (
 	adminPatience     = 3 * time.Second
 )
 
-// gcPercent lets the heap grow by half instead of doubling before it is collected: on a small machine memory is dearer than
-// the little time it takes.
-const gcPercent = 50
-
 // cmdRun runs the gateway until SIGTERM or SIGINT.
 func cmdRun(args []string, std stdio) int {
 	fs := std.flagSet("run", "[--config FILE]")
@@ -40,9 +35,6 @@ func cmdRun(args []string, std stdio) int {
 	c, code, done := loadConfig(std, *file)
 	if done {
 		return code
-	}
-	if os.Getenv("GOGC") == "" {
-		defer debug.SetGCPercent(debug.SetGCPercent(gcPercent))
 	}
 	return run(std, c, seams{})
 }
