@@ -297,3 +297,39 @@ func flood(addr, name string, n int) error {
 	}
 	return <-written
 }
+
+// TestStopWithBadDisk: an orderly stop ends soon, whatever the disk does; a slow one costs nothing, and a failing one is no
+// reason to hang.
+func TestStopWithBadDisk(t *testing.T) {
+	for name, inject := range map[string]string{"slow": ":delay_enter=300000", "failing": ":error=EIO"} {
+		t.Run(name, func(t *testing.T) {
+			c := startCloud(t)
+			g := newGateway(t, "[route.up]\n  from = [\"plant/#\"]\n", uplinkTo("cloud", c.url(), "5"))
+			far := consume(t, c.addr(), "application", "plant/#")
+			g.start()
+			d := &device{name: "dev", topic: "plant/dev", version: "3.1.1", qos: 1, window: 50, addr: g.here}
+			d.start(t)
+			waitFor(t, soon, "the stream to begin", func() bool { return d.ackedCount() > 100 })
+			tr := attach(g, "-e", "trace="+syncCalls, "-e", "inject="+syncCalls+inject)
+			if name == "slow" {
+				begin := d.ackedCount()
+				waitFor(t, soon, "the stream to go on", func() bool { return d.ackedCount() > begin+50 })
+			}
+			begin := time.Now()
+			_ = g.cmd.Process.Signal(syscall.SIGTERM)
+			select {
+			case <-g.ended:
+			case <-time.After(30 * time.Second):
+				t.Fatal("the gateway did not stop within 30 s of SIGTERM")
+			}
+			t.Logf("stop took %v: %v", time.Since(begin).Round(time.Millisecond), g.err)
+			if name == "slow" && g.err != nil {
+				t.Errorf("orderly stop on a slow disk: %v", g.err)
+			}
+			tr.detach()
+			g.start()
+			far.requireAll(t, d.topic, d.finish(t, 0, soon), 60*time.Second)
+			g.stop()
+		})
+	}
+}

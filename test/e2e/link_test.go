@@ -32,7 +32,7 @@ func linkFaults(t *testing.T, protocol string) {
 		t.Helper()
 		defer func() { t.Logf("after %v", time.Since(since).Round(time.Millisecond)) }()
 		begin := far.distinct(fleet[0].topic)
-		waitFor(t, 60*time.Second, "messages to arrive", func() bool { return far.distinct(fleet[0].topic) >= begin+more })
+		waitFor(t, 90*time.Second, "messages to arrive", func() bool { return far.distinct(fleet[0].topic) >= begin+more })
 	}
 	arrive(30)
 
@@ -50,7 +50,7 @@ func linkFaults(t *testing.T, protocol string) {
 		line.set(func(p *proxy) { p.hole[way] = true })
 		waitFor(t, soon, "the line to swallow something", func() bool { return line.swallowed() > swallowed })
 		line.mend() // for the next connection; this one stays as it is
-		waitFor(t, soon, "the dead connection to be replaced", func() bool { return line.connections() > taken })
+		waitFor(t, 90*time.Second, "the dead connection to be replaced", func() bool { return line.connections() > taken })
 		arrive(30)
 	}
 

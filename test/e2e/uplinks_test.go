@@ -221,6 +221,31 @@ func TestDropOldest(t *testing.T) {
 	g.stop()
 }
 
+// TestOldRecordPinsNothing: one record that waits for a cloud that is away does not keep the disk full of what another cloud
+// has long taken.
+func TestOldRecordPinsNothing(t *testing.T) {
+	good, bad := startCloud(t), newCloud(t)
+	small := "[uplink.%s.buffer]\n  max_bytes = \"1MiB\""
+	g := newGateway(t, "[route.much]\n  from = [\"much/#\"]\n  to = [\"good\"]\n[route.rare]\n  from = [\"rare/#\"]\n  to = [\"bad\"]\n",
+		uplinkTo("good", good.url(), "5", fmt.Sprintf(small, "good")), uplinkTo("bad", bad.url(), "5", fmt.Sprintf(small, "bad")))
+	g.start()
+	publishLines(t, g.addr(devices), "5", "rare", "rare/x", 1, 1, 3)
+	d := &device{name: "much", topic: "much/x", version: "5", qos: 1, window: 200, pad: 1000, addr: g.here}
+	d.start(t).finish(t, 12000, 120*time.Second)
+	g.requireDrained("good", 60*time.Second)
+	size := diskUse(t, g.data())
+	t.Logf("12 MB passed through; the data folder holds %d KiB for two bounds of 1 MiB", size>>10)
+	if size > 8<<20 {
+		t.Errorf("the data folder holds %d KiB", size>>10)
+	}
+	g.kill()
+	g.start()
+	bad.start()
+	g.requireDrained("bad", 60*time.Second)
+	g.requireLedger("bad", 3)
+	g.stop()
+}
+
 // diskUse adds up the files of a folder.
 func diskUse(t *testing.T, dir string) int64 {
 	t.Helper()
