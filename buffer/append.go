@@ -148,6 +148,8 @@ type Bound struct {
 	used, pending, need int64
 	// ceiling is the limit while the disk has no room, else 0.
 	ceiling int64
+	// evicting names the queue of which an operator was told that it loses records, until there is room again.
+	evicting string
 }
 
 // NewBound makes a bound of maxBytes, which counts the data and a little for each record. Queues join it by QueueOptions.
@@ -189,6 +191,9 @@ func (b *Bound) admit() error {
 		return nil
 	case b.policy == Refuse:
 		return fmt.Errorf("%d of %d bytes used: %w", b.used+b.pending, limit, ErrFull)
+	case b.pending == 0 && b.need > limit:
+		// Only while the disk has no room: no commit will change that.
+		return fmt.Errorf("%d bytes, room for %d: %w", b.need, limit, ErrFull)
 	case b.pending+b.need > limit:
 		// What waits for the disk cannot be evicted yet.
 		return fmt.Errorf("%d bytes of the bound wait for the disk: %w", b.pending, ErrBusy)

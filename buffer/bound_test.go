@@ -2,10 +2,7 @@ package buffer
 
 import (
 	"errors"
-	"fmt"
-	"syscall"
 	"testing"
-	"time"
 )
 
 // collector gathers what OnDrop tells.
@@ -237,61 +234,5 @@ func TestManyRestarts(t *testing.T) {
 	}
 	if st := l.Stats(); st.Segments > crowded+5 || st.Bytes > 1<<20 {
 		t.Fatalf("%d segments with %d bytes", st.Segments, st.Bytes)
-	}
-}
-
-// TestDiskFull fills the disk: drop-oldest goes on with what there is, refuse refuses, and both heal when room returns.
-func TestDiskFull(t *testing.T) {
-	for _, policy := range []Policy{DropOldest, Refuse} {
-		t.Run(fmt.Sprint(policy), func(t *testing.T) {
-			m := newMemFS()
-			m.setRoom(200 << 10)
-			l := openLog(t, "/log", Options{FS: m, SegmentBytes: 32 << 10})
-			q := queueOf(t, l, "q", QueueOptions{Bound: l.NewBound(100<<20, policy)})
-			var last Seq
-			refused := 0
-			for i := range 1000 {
-				recs := []Record{{Queue: q, Data: payload(i, 1000)}}
-				p, err := l.Append(recs...)
-				if err == nil {
-					err = l.Wait(t.Context(), p)
-				}
-				if err != nil {
-					if !errors.Is(err, ErrFull) && !errors.Is(err, ErrBusy) && !errors.Is(err, syscall.ENOSPC) {
-						t.Fatal(err)
-					}
-					refused++
-					time.Sleep(time.Millisecond)
-					continue
-				}
-				last = recs[0].Seq
-			}
-			got := drain(t, q, 0)
-			if got[last] == "" || len(got) < 60 {
-				t.Fatalf("%d records are there, the last (%d): %v", len(got), last, got[last] != "")
-			}
-			if policy == DropOldest && refused > 100 || policy == Refuse && (refused < 500 || len(got)+refused != 1000) {
-				t.Fatalf("%d refused, %d stored", refused, len(got))
-			}
-			// Draining makes room, or the operator does.
-			if policy == Refuse {
-				for seq := range got {
-					q.Ack(seq)
-				}
-			} else {
-				m.setRoom(0)
-			}
-			deadline := time.Now().Add(20 * time.Second)
-			for {
-				p, err := l.Append(Record{Queue: q, Data: make([]byte, 1000)})
-				if err == nil && l.Wait(t.Context(), p) == nil {
-					break
-				}
-				if time.Now().After(deadline) {
-					t.Fatalf("still refused: %v", err)
-				}
-				time.Sleep(5 * time.Millisecond)
-			}
-		})
 	}
 }

@@ -115,6 +115,11 @@ func (l *Log) nextJob(now time.Time, closing bool) job {
 			j.cursors = true
 		}
 	}
+	for _, s := range l.segments {
+		if s.live > 0 && s.stuck() {
+			j.wait = min(j.wait, s.stuckUntil.Sub(now))
+		}
+	}
 	if !l.unsynced.IsZero() && due(l.unsynced.Add(l.syncEvery())) {
 		j.sync = true
 	}
@@ -142,6 +147,10 @@ func (l *Log) commit(j job) error {
 	if f != nil {
 		f.closeRecords(l.epoch)
 		saved = l.addCursors(f, j.cursors)
+		if s := l.active; s != nil && !s.named && s.end >= firstPage {
+			l.addQueues(f)
+			s.named = true
+		}
 		if f.sections == 0 {
 			f, j.frame = nil, nil // every change is written already
 		}
@@ -301,6 +310,7 @@ func (l *Log) sync(seg *segment) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.counts.syncs++
+	l.lastSync = time.Now()
 	if l.anchor == nil || seg.index > l.anchor.index {
 		l.anchor = seg
 		l.wakeCommitter() // the old one may be freed now

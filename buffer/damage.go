@@ -62,9 +62,13 @@ func (q *Queue) report(why Reason, spans []span) {
 	}
 	const most = 1024
 	recs := make([]Rec, 0, most)
+	var epoch uint64
+	if why == Failed {
+		epoch = q.log.Epoch() // they were appended in this life of the log
+	}
 	for _, s := range spans {
 		for seq := s.lo; seq <= s.hi; seq++ {
-			if recs = append(recs, Rec{Seq: seq, expires: never}); len(recs) == most {
+			if recs = append(recs, Rec{Seq: seq, Epoch: epoch, expires: never}); len(recs) == most {
 				onDrop(q, why, recs)
 				recs = recs[:0]
 			}
@@ -140,23 +144,18 @@ func (l *Log) copyOut(d Damage, n int64, dir, name string) error {
 	return errors.Join(err, writeAt(dst, b, 0), dst.Close())
 }
 
-// putAside moves a segment whose header is lost, and with it the salt that checks its frames, to the quarantine folder, or removes it
-// if there is no room.
+// putAside moves a segment whose headers are all lost, and with them the salt that checks its frames, to the quarantine folder. It may hold
+// records nobody else has, so it is kept there whatever the bound of that folder; only copies of damaged regions then find no room.
 func (l *Log) putAside(f FileInfo) string {
 	if l.readOnly {
 		return f.Name
 	}
 	path, dir := filepath.Join(l.dir, f.Name), filepath.Join(l.dir, quarantineDir)
-	if l.quarantined+f.Size > l.o.QuarantineBytes {
-		if err := l.fs.Remove(path); err != nil {
-			l.log.Warn("removing a damaged segment failed", "segment", f.Name, "err", err)
-		}
-		return ""
-	}
-	l.quarantined += f.Size
 	kept := filepath.Join(quarantineDir, f.Name)
 	if err := errors.Join(l.fs.MkdirAll(dir), l.fs.Rename(path, filepath.Join(l.dir, kept))); err != nil {
-		l.log.Warn("keeping a damaged segment failed", "segment", f.Name, "err", err)
+		l.log.Warn("putting a damaged segment aside failed", "segment", f.Name, "err", err)
+		return f.Name
 	}
+	l.quarantined += f.Size
 	return kept
 }

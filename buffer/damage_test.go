@@ -4,6 +4,9 @@ import (
 	"bytes"
 	"encoding/binary"
 	"fmt"
+	"maps"
+	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -16,7 +19,8 @@ func sample(t *testing.T, frames int, closed bool) (*memFS, map[string]map[Seq]s
 	if err != nil {
 		t.Fatal(err)
 	}
-	a, b := queueOf(t, l, "a", QueueOptions{}), queueOf(t, l, "b", QueueOptions{})
+	roomy := l.NewBound(1<<20, Refuse) // nothing is relocated: a frame holds three records
+	a, b := queueOf(t, l, "a", QueueOptions{Bound: roomy}), queueOf(t, l, "b", QueueOptions{Bound: roomy})
 	want := map[string]map[Seq]string{"a": {}, "b": {}}
 	for i := range frames {
 		recs := []Record{
@@ -273,29 +277,148 @@ func TestFlippedBitAfterFreeing(t *testing.T) {
 	}
 }
 
-// TestLostHeader damages both copies of a segment's header: the file is put aside, the rest opens, the loss is counted.
+// firstSegment gives the path of the oldest segment file.
+func firstSegment(m *memFS) string {
+	return slices.Min(slices.Collect(maps.Keys(segmentFiles(m))))
+}
+
+// TestLostHeader damages all copies of a segment's header: the file is put aside though the quarantine is full, the rest opens, the loss
+// is counted.
 func TestLostHeader(t *testing.T) {
 	m, want := sample(t, 150, true)
-	first := ""
-	for path := range segmentFiles(m) {
-		if first == "" || path < first {
-			first = path
-		}
+	first := firstSegment(m)
+	data := m.names[first].data
+	data[9]++
+	data[headerCopyAt+9]++
+	if found, damaged := readAll(t, m.copyFS(), want); lostOf(want, found) != 0 || damaged != 0 {
+		t.Fatalf("%d records lost though the copy at the end is intact", lostOf(want, found))
 	}
-	m.names[first].data[9]++
-	m.names[first].data[headerCopyAt+9]++
-	found, damaged := readAll(t, m, want)
+	data[len(data)-tailLen+9]++
+	before := m.copyFS()
+	l := openLog(t, "/log", Options{FS: m, SegmentBytes: 8 << 10, QuarantineBytes: 1})
+	if r, err := l.Verify(); err != nil || len(r.Damage) < 1 {
+		t.Fatalf("verify: %v, %+v", err, r)
+	}
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	found, damaged := readAll(t, before, want)
 	if lost := lostOf(want, found); lost == 0 || lost != damaged || lost > 150 {
 		t.Fatalf("%d records lost, %d counted", lost, damaged)
 	}
-	kept := 0
-	for path := range m.names {
-		if strings.Contains(path, quarantineDir) {
-			kept++
+	for _, c := range []*memFS{m, before} {
+		kept := 0
+		for path := range c.names {
+			if strings.Contains(path, quarantineDir) {
+				kept++
+			}
+		}
+		if kept != 1 {
+			t.Fatalf("%d files put aside", kept)
 		}
 	}
-	if kept != 1 {
-		t.Fatalf("%d files put aside", kept)
+}
+
+// TestLostFirstPage overwrites the start of a segment, of several and of the only one, closed and killed: what stands behind it is found,
+// under the right names, what is lost is counted where that can be known, and Verify sees it before and after the repair.
+func TestLostFirstPage(t *testing.T) {
+	for _, frames := range []int{40, 150} {
+		for _, closed := range []bool{true, false} {
+			for _, bytes := range []int{1024, 4096} {
+				for _, fill := range []byte{0, 0xaa} {
+					t.Run(fmt.Sprintf("%d frames, closed %v, %d of %#x", frames, closed, bytes, fill), func(t *testing.T) {
+						m, want := bigSample(t, frames, closed)
+						data := m.names[firstSegment(m)].data
+						for i := range bytes {
+							data[i] = fill
+						}
+						checkLostPage(t, m, want, bytes)
+					})
+				}
+			}
+		}
+	}
+}
+
+// bigSample makes a log of one queue with frames of some half a KiB, in segments of 64 KiB.
+func bigSample(t *testing.T, frames int, closed bool) (*memFS, map[string]map[Seq]string) {
+	t.Helper()
+	m := newMemFS()
+	l := openLog(t, "/log", Options{FS: m, SegmentBytes: 64 << 10})
+	q := queueOf(t, l, "a", QueueOptions{})
+	want := map[string]map[Seq]string{"a": {}}
+	for i := range frames {
+		recs := []Record{{Queue: q, Data: payload(i, 500)}}
+		put(t, l, recs...)
+		want["a"][recs[0].Seq] = string(recs[0].Data)
+	}
+	out := m.copyFS()
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if closed {
+		out = m.copyFS()
+	}
+	return out, want
+}
+
+func checkLostPage(t *testing.T, m *memFS, want map[string]map[Seq]string, bytes int) {
+	t.Helper()
+	most := uint64(max(bytes-dataStart, 0)/500 + 1)
+	verify := func(open func(string, Options) (*Log, error)) {
+		t.Helper()
+		l, err := open("/log", Options{FS: m, SegmentBytes: 64 << 10})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if r, err := l.Verify(); err != nil || len(r.Damage) == 0 || r.Damage[0].Err == nil {
+			t.Fatalf("verify: %v, %+v", err, r)
+		}
+		if err := l.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	verify(OpenReadOnly)
+	verify(Open)
+	found, damaged := readAll(t, m, want)
+	lost := lostOf(want, found)
+	if lost > most || damaged != 0 {
+		t.Fatalf("%d records lost, want at most %d; %d counted at the second start", lost, most, damaged)
+	}
+	l := openLog(t, "/log", Options{FS: m, SegmentBytes: 64 << 10})
+	if st := l.Lookup("a").Stats(); st.Damaged != lost || st.Next != Seq(len(want["a"])+1) {
+		t.Fatalf("%d records lost, %+v", lost, st)
+	}
+}
+
+// TestEmptySegmentFile: a file that never held anything is no damage, one with a lost header and anything behind it is.
+func TestEmptySegmentFile(t *testing.T) {
+	for name, content := range map[string][]byte{
+		"empty": nil, "zeros": make([]byte, 70000), "short": {1, 2, 3}, "behind": append(make([]byte, 60000), 1),
+	} {
+		m, want := sample(t, 8, true)
+		path := "/log/" + segmentName(0xff)
+		m.names[path] = &memFile{fs: m, path: path, data: content, dirty: map[int]bool{}}
+		damaged := name == "short" || name == "behind"
+		for _, open := range []func(string, Options) (*Log, error){OpenReadOnly, Open} {
+			l, err := open("/log", Options{FS: m, SegmentBytes: 8 << 10})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if r, err := l.Verify(); err != nil || (len(r.Damage) > 0) != damaged {
+				t.Fatalf("%s: verify: %v, %+v", name, err, r)
+			}
+			if err := l.Close(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		kept := m.names[filepath.Join("/log", quarantineDir, segmentName(0xff))]
+		if (kept != nil) != damaged || damaged && !bytes.Equal(kept.data, content) {
+			t.Fatalf("%s: kept %v", name, kept != nil)
+		}
+		if found, _ := readAll(t, m, want); lostOf(want, found) != 0 {
+			t.Fatalf("%s: %d records lost", name, lostOf(want, found))
+		}
 	}
 }
 

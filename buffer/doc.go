@@ -14,7 +14,7 @@
 // under a new name. If one queue stands still while others flow, the few records that pin a segment are moved to the head of the log.
 //
 // The bytes on disk are drawn in format.go and codec.go. Start reading at log.go (Open), append.go, commit.go (the one writer) and
-// read.go; recover.go is the start after a crash.
+// read.go; recover.go and load.go are the start after a crash, stall.go is a disk that cannot be read.
 //
 // # Limits
 //
@@ -29,6 +29,11 @@
 //     single small records per commit carry a header of some eighty bytes until they are moved together. A Queue without
 //     Bound grows until the disk is full.
 //   - On a full disk the bounds act as if they were full; what waits at that moment may fail with ErrFull or ErrFailed.
+//   - On a full disk DropOldest evicts a segment's worth at a time, the oldest that can be emptied and used again; what stands in the newest
+//     segment or beside records that may not be evicted stays, and appends are refused then.
+//   - Bytes that cannot be read are not bytes that are wrong: Next and Scan return the error of the disk and give up nothing, Open waits
+//     about two seconds and then fails, with the file left as it is (OpenReadOnly still shows the rest). A page that could not be
+//     read for ten minutes while the disk was writable is given up as damaged, its file left alone until the next start.
 //   - The size charged to a bound is exact for a whole extent and an estimate for one that is partly acknowledged.
 //   - Expiry and age are kept with the records; nothing is dropped by them here.
 //   - Compression and encryption have their place in the format (codec and key slot of a section); this version writes neither. Such a section

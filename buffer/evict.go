@@ -19,11 +19,13 @@ func (l *Log) evictOverBound() {
 // is not done for every record. It returns nil if there is none. Log.mu is held.
 func (l *Log) evictSome() (*Queue, cutting) {
 	for _, b := range l.bounds {
-		over := b.used + b.pending - b.limit()
+		l.noteRoom(b)
+		// Not the lowered limit of a full disk: there only emptying a whole segment helps, see evictForSpace.
+		over := b.used + b.pending - b.max
 		if over <= 0 || b.policy != DropOldest {
 			continue
 		}
-		if q, c := l.evictFrom(b, max(over, b.limit()/32)); q != nil {
+		if q, c := l.evictFrom(b, max(over, b.max/32)); q != nil {
 			return q, c
 		}
 	}
@@ -49,6 +51,7 @@ func (l *Log) evictFrom(b *Bound, size int64) (*Queue, cutting) {
 			hi = q.part(e, size)
 			break
 		}
+		l.noteEvicting(b, q)
 		c := l.cut(q, lo, hi)
 		q.evicted += c.count
 		l.counts.evicted += c.count
@@ -70,26 +73,82 @@ func (q *Queue) part(e *extent, size int64) Seq {
 	return e.last
 }
 
-// evictForSpace is for a full disk: it takes the oldest records of the fullest bound that may drop any, until a segment is empty and its
-// file can be used again.
+// evictForSpace is for a full disk: it evicts what still is needed of one segment, so that its file can be used again. It evicts nothing
+// if no segment can be emptied in this way.
 func (l *Log) evictForSpace() {
-	for {
-		l.mu.Lock()
-		var fullest *Bound
-		for _, b := range l.bounds {
-			if b.policy == DropOldest && b.used > 0 && (fullest == nil || b.used > fullest.used) {
-				fullest = b
+	l.mu.Lock()
+	var s *segment
+	if !slices.ContainsFunc(l.dead, func(s *segment) bool { return s.pins == 0 && s != l.anchor }) {
+		s = l.expendable()
+	}
+	if s == nil {
+		l.mu.Unlock()
+		return
+	}
+	type part struct {
+		q *Queue
+		c cutting
+	}
+	var parts []part
+	for _, e := range slices.Clone(s.extents) {
+		if e.live == 0 {
+			continue
+		}
+		l.noteEvicting(e.queue.bound, e.queue)
+		c := l.cut(e.queue, e.first, e.last)
+		e.queue.evicted += c.count
+		l.counts.evicted += c.count
+		parts = append(parts, part{e.queue, c})
+	}
+	l.mu.Unlock()
+	for _, p := range parts {
+		l.giveAway(p.q, Evicted, p.c)
+	}
+}
+
+// expendable gives the segment to be emptied on a full disk: the oldest whose records may all be evicted, and if possible one that holds
+// only records of queues which are the first to be evicted from. Log.mu is held.
+func (l *Log) expendable() *segment {
+	var second *segment
+	for _, s := range l.segments {
+		if s.live == 0 || s.pins > 0 || s.suspect || s.held || s == l.active || s == l.anchor {
+			continue
+		}
+		allowed, first := true, true
+		for _, e := range s.extents {
+			if b := e.queue.bound; e.live > 0 {
+				allowed = allowed && b != nil && b.policy == DropOldest
+				first = first && allowed && b.queues[0] == e.queue
 			}
 		}
-		if fullest == nil || slices.ContainsFunc(l.dead, func(s *segment) bool { return s.pins == 0 && s != l.anchor }) {
-			l.mu.Unlock()
-			return
+		switch {
+		case allowed && first:
+			return s
+		case allowed && second == nil:
+			second = s
 		}
-		q, c := l.evictFrom(fullest, max(l.segmentSize()/16, 1))
-		l.mu.Unlock()
-		if q == nil {
-			return
-		}
-		l.giveAway(q, Evicted, c)
+	}
+	return second
+}
+
+// noteEvicting tells an operator once that a bound begins to lose records, and why. Log.mu is held.
+func (l *Log) noteEvicting(b *Bound, q *Queue) {
+	if b.evicting != "" {
+		return
+	}
+	b.evicting = q.name
+	reason := "the bound is reached"
+	if l.noSpace {
+		reason = "the disk has no room"
+	}
+	l.log.Warn("the oldest records are being evicted", "queue", q.name, "reason", reason, "used", b.used+b.pending, "bound", b.max)
+}
+
+// noteRoom tells when a bound that lost records has room again: an eighth of it, so that this is not told after each eviction.
+// Log.mu is held.
+func (l *Log) noteRoom(b *Bound) {
+	if limit := b.limit(); b.evicting != "" && !l.noSpace && b.used+b.pending <= limit-limit/8 {
+		l.log.Info("no more records are evicted", "queue", b.evicting, "used", b.used+b.pending, "bound", b.max)
+		b.evicting = ""
 	}
 }

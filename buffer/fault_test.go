@@ -68,6 +68,9 @@ func TestDeadDisk(t *testing.T) {
 		q := queueOf(t, l, "q", QueueOptions{Bound: l.NewBound(1<<20, Refuse), OnDrop: func(_ *Queue, why Reason, recs []Rec) {
 			if why == Failed {
 				failed += len(recs)
+				if recs[0].Epoch == 0 {
+					t.Error("the failed record has no epoch")
+				}
 			}
 		}})
 		put(t, l, Record{Queue: q, Data: []byte("before")})

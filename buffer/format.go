@@ -11,16 +11,19 @@ import (
 //
 // # Segment file, NNNNNNNNNNNNNNNN.seg (16 hexadecimal digits, rising)
 //
-//	0      512     1024      1536     2048
-//	+------+-------+---------+--------+---------+---------+-------+-----+-------+-----+---------~
-//	|header|header |seal slot|reserved|check-   |check-   |frame  | ... |frame  | end | stale or
-//	|      |(copy) |         |        |point    |point    |       |     |(seal) | mark| zero bytes
-//	+------+-------+---------+--------+---------+---------+-------+-----+-------+-----+---------~
+//	0      512     1024      1536     2048                                                    size-512   size
+//	+------+-------+---------+--------+---------+---------+-------+-----+-------+-----+----------+--------+
+//	|header|header |seal slot|reserved|check-   |check-   |frame  | ... |frame  | end | stale or | header |
+//	|      |(copy) |         |        |point    |point    |       |     |(seal) | mark| zero     | (copy) |
+//	+------+-------+---------+--------+---------+---------+-------+-----+-------+-----+----------+--------+
 //
 // What lies behind the end mark has no meaning: zeros in a new file, the old content in a recycled one. Each commit overwrites the
 // end mark of the one before. The end mark tells a log that simply ends from one whose last frame was torn or damaged.
 //
-// Segment header (64 of 512 bytes; written twice, so that one bad sector does not cost the segment):
+// The first frame that begins behind the first 4096 bytes holds every queue, too, unless a checkpoint stands there: with the header at
+// the end, the loss of the first page costs no more than what is in it. A segment that is shortened keeps its header at the new end.
+//
+// Segment header (64 of 512 bytes; written three times, so that one bad sector or page does not cost the segment):
 //
 //	0       4       6     8      16      24          32      40        48     52          60     64
 //	+-------+-------+-----+------+-------+-----------+-------+---------+------+-----------+------+
@@ -67,6 +70,9 @@ const (
 	slotAt           = 1024
 	slotLen          = 24
 	dataStart        = 2048
+	// firstPage is what one bad page at the head may cost, tailLen is kept for the header's copy at the end.
+	firstPage        = 4096
+	tailLen          = 512
 	frameHeaderLen   = 48
 	sectionHeaderLen = 24
 	endMarkLen       = 8
@@ -116,7 +122,7 @@ type segmentHeader struct {
 	size    uint32
 }
 
-// putSegmentHeader writes both copies into b, which holds the first dataStart bytes of the file.
+// putSegmentHeader writes two copies into b, which holds the first bytes of the file; the third is for its end.
 func putSegmentHeader(b []byte, h segmentHeader) {
 	le := binary.LittleEndian
 	le.PutUint32(b[0:], segmentMagic)
@@ -133,19 +139,24 @@ func putSegmentHeader(b []byte, h segmentHeader) {
 	copy(b[headerCopyAt:], b[:segmentHeaderLen])
 }
 
-// readSegmentHeader reads whichever copy is intact. version is 0 if none is.
+// readSegmentHeader reads whichever copy at the start of the file is intact. version is 0 if none is.
 func readSegmentHeader(b []byte) (h segmentHeader, version uint16) {
-	le := binary.LittleEndian
-	for _, c := range [][]byte{b[:segmentHeaderLen], b[headerCopyAt : headerCopyAt+segmentHeaderLen]} {
-		if le.Uint32(c) != segmentMagic || le.Uint32(c[60:]) != checksum(0, c[:60]) {
-			continue
-		}
-		return segmentHeader{
-			flags: le.Uint16(c[6:]), salt: le.Uint64(c[8:]), index: le.Uint64(c[16:]), first: le.Uint64(c[24:]),
-			epoch: le.Uint64(c[32:]), created: int64(le.Uint64(c[40:])), size: le.Uint32(c[48:]),
-		}, le.Uint16(c[4:])
+	if h, version = readHeaderCopy(b); version == 0 {
+		h, version = readHeaderCopy(b[headerCopyAt:])
 	}
-	return segmentHeader{}, 0
+	return h, version
+}
+
+// readHeaderCopy reads one copy. version is 0 if it is not intact.
+func readHeaderCopy(c []byte) (h segmentHeader, version uint16) {
+	le := binary.LittleEndian
+	if le.Uint32(c) != segmentMagic || le.Uint32(c[60:]) != checksum(0, c[:60]) {
+		return segmentHeader{}, 0
+	}
+	return segmentHeader{
+		flags: le.Uint16(c[6:]), salt: le.Uint64(c[8:]), index: le.Uint64(c[16:]), first: le.Uint64(c[24:]),
+		epoch: le.Uint64(c[32:]), created: int64(le.Uint64(c[40:])), size: le.Uint32(c[48:]),
+	}, le.Uint16(c[4:])
 }
 
 func putSealSlot(b []byte, salt uint64, sealAt int64) {

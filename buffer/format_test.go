@@ -72,7 +72,10 @@ func golden() []byte {
 	putSealSlot(b[slotAt:], salt, sealAt)
 	var mark [endMarkLen]byte
 	putEndMark(mark[:], salt, int64(len(b)))
-	return append(b, mark[:]...)
+	b = append(b, mark[:]...)
+	b = append(b, make([]byte, (tailLen-len(b)%tailLen)%tailLen+tailLen)...)
+	copy(b[len(b)-tailLen:], b[:segmentHeaderLen])
+	return b
 }
 
 // TestGoldenBytes holds the format still: files written by any version must stay readable.
@@ -108,6 +111,9 @@ func TestReadGolden(t *testing.T) {
 	h, version := readSegmentHeader(b)
 	if version != 1 || h != (segmentHeader{flagDelayedSync, 0x1122334455667788, 3, 41, 7, 1700000000000, 262144}) {
 		t.Fatalf("header %+v, version %d", h, version)
+	}
+	if tail, version := readHeaderCopy(b[len(b)-tailLen:]); version != 1 || tail != h {
+		t.Fatalf("header at the end %+v, version %d", tail, version)
 	}
 	m := newMemFS()
 	f := &memFile{fs: m, data: b}

@@ -141,7 +141,7 @@ func (f osFile) Sync() error {
 }
 
 // readFull fills b from off. What lies behind the end of the file, or on sectors that cannot be read, is left zero, which
-// fails every checksum; the error of the disk is returned beside it so that it can be reported.
+// fails every checksum; the error of the disk is returned beside it, as what cannot be read now may be whole all the same.
 func readFull(f File, b []byte, off int64) error {
 	n, err := f.ReadAt(b, off)
 	if n == len(b) {
@@ -152,13 +152,17 @@ func readFull(f File, b []byte, off int64) error {
 		return nil
 	}
 	const page = 4096
+	var failed error
 	for at := n; at < len(b); {
 		// Steps end at page boundaries of the file, so that one bad page costs only itself.
 		step := min(len(b)-at, page-int((off+int64(at))%page))
-		if n, e := f.ReadAt(b[at:at+step], off+int64(at)); e != nil {
+		if n, e := f.ReadAt(b[at:at+step], off+int64(at)); n < step {
 			clear(b[at+n : at+step])
+			if e != nil && !errors.Is(e, io.EOF) {
+				failed = e
+			}
 		}
 		at += step
 	}
-	return err
+	return failed
 }

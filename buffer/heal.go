@@ -107,6 +107,7 @@ func (l *Log) heal(closing bool) (time.Duration, bool) {
 	l.mu.Lock()
 	if err == nil {
 		l.failed, l.healGap = nil, 0
+		l.wakeFiller() // it makes no spare while nothing can be written
 	} else {
 		l.failed = err
 		l.healGap = min(2*l.healGap, lastHeal)
@@ -129,12 +130,13 @@ func (l *Log) healed() {
 	l.mu.Lock()
 	alarmed := l.counts.lastError != nil
 	l.counts.lastError = nil
+	readable := l.stalled() == nil
 	l.mu.Unlock()
 	if !alarmed {
 		return
 	}
-	l.log.Info("the disk works again")
-	if l.o.OnAlarm != nil {
+	l.log.Info("the disk can be written again")
+	if readable && l.o.OnAlarm != nil {
 		l.o.OnAlarm(nil)
 	}
 }

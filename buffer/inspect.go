@@ -32,7 +32,7 @@ func OpenReadOnly(dir string, o Options) (*Log, error) {
 type Report struct {
 	Segments, Frames, Records uint64
 	Bytes                     int64
-	// Damage lists the bad regions, and the queues of which records were found missing since Open. A torn end is not damage.
+	// Damage lists the bad regions, the damaged files Open found and moved aside, and the queues of which records were found missing since Open. A torn end is not damage.
 	Damage []Damage
 }
 
@@ -58,6 +58,7 @@ func (l *Log) Verify() (Report, error) {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	r.Damage = append(r.Damage, l.aside...)
 	for _, q := range l.order {
 		if n := q.damaged - q.damagedBefore; n > 0 {
 			r.Damage = append(r.Damage, Damage{Queue: q.name, Records: n, Err: errBadContent})
@@ -72,10 +73,17 @@ func (l *Log) verifySegment(r *Report, w *window, s *segment) error {
 	if err != nil {
 		return fmt.Errorf("buffer: verify %s: %w", s.name, err)
 	}
-	w.reset(f, s.salt)
 	l.mu.Lock()
-	end := s.end
+	end, size := s.end, s.size
 	l.mu.Unlock()
+	h, err := readHeaders(f, size, s.index)
+	if err == nil && (h.version == 0 || h.headless) {
+		err = errBadHeader
+	}
+	if err != nil {
+		r.Damage = append(r.Damage, Damage{Segment: s.name, Bytes: dataStart, Err: err})
+	}
+	w.reset(f, s.salt)
 	// A segment of its own, as scanning sets fields.
 	copied := &segment{index: s.index, name: s.name, salt: s.salt, epoch: s.epoch, first: s.first}
 	found := scan(w, copied, end, func(h frameHeader, _ int64, _ []byte) error {
@@ -89,6 +97,9 @@ func (l *Log) verifySegment(r *Report, w *window, s *segment) error {
 		found.bad = append(found.bad, found.tail)
 	}
 	for _, b := range found.bad {
+		if w.err != nil {
+			b.err = fmt.Errorf("%w: %w", b.err, w.err)
+		}
 		r.Damage = append(r.Damage, Damage{Segment: s.name, Offset: b.off, Bytes: b.end - b.off, Err: b.err})
 	}
 	return nil

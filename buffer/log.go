@@ -51,7 +51,7 @@ type Log struct {
 	// before settled covers the range.
 	settled atomic.Uint64
 	anyLost atomic.Bool
-	waiters          []waiter
+	waiters []waiter
 
 	// dead lists segments without live records; they are freed once the cursors that say so are on disk.
 	dead []*segment
@@ -67,6 +67,8 @@ type Log struct {
 	failed  error
 	healAt  time.Time
 	healGap time.Duration
+	// lastSync is when an fsync worked last.
+	lastSync time.Time
 	// unsynced says since when written frames wait for their fsync.
 	unsynced time.Time
 	// closing refuses appends, closed ends reading.
@@ -81,6 +83,8 @@ type Log struct {
 	done      sync.WaitGroup
 	closeOnce sync.Once
 	closeErr  error
+	// aside lists damage met by Open in files, or parts of them, that are no part of the log any more.
+	aside []Damage
 	// quarantined counts the bytes of the quarantine folder, nextSpare numbers spare files.
 	quarantined int64
 	nextSpare   uint64
@@ -101,7 +105,8 @@ type counters struct {
 
 // Open opens the log in dir, which is made if it is not there. It recovers what the last process left and never refuses because of bad
 // bytes: those are moved aside, counted and reported. It fails with ErrLocked if another process has the folder, and with errors of
-// the file system. Close must be called.
+// the file system, also if a segment still cannot be read after some tries: no file was changed because of that, and a later attempt finds
+// everything. Close must be called.
 func Open(dir string, o Options) (*Log, error) {
 	l := newLog(dir, o, false)
 	if err := l.fs.MkdirAll(dir); err != nil {

@@ -29,7 +29,8 @@ type Options struct {
 	GatherBytes int64
 	// SaveEvery is how long an acknowledgement may wait to be written when there is nothing else to write. 0 means 1 s.
 	SaveEvery time.Duration
-	// QuarantineBytes bounds the folder where damaged bytes are kept for a look. 0 means 16 MiB.
+	// QuarantineBytes bounds the folder where copies of damaged bytes are kept for a look. 0 means 16 MiB. A segment of which no header is
+	// intact is moved there even if it goes beyond the bound: it is the only copy of what is in it. Nothing is removed from there.
 	QuarantineBytes int64
 
 	// OnSync is told how long each fsync of a frame took.
@@ -70,7 +71,7 @@ type QueueOptions struct {
 	Bound *Bound
 	// OnDrop gets the records that leave the queue without Ack, after they can be acknowledged no more, in batches. It runs on whichever
 	// goroutine found out, without lock: it must be quick and must not call the log. recs are valid during the call. Of records that
-	// are Damaged or Failed only the sequence is known.
+	// are Damaged only the sequence is known, of those that are Failed the epoch too.
 	OnDrop func(q *Queue, why Reason, recs []Rec)
 }
 

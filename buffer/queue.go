@@ -47,7 +47,7 @@ type Queue struct {
 	wake chan struct{}
 	// at is where Next left off.
 	at         place
-	readErrs   int
+	stall      stall
 	times      times
 	missingBuf []span
 }

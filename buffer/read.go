@@ -6,11 +6,13 @@ import (
 	"fmt"
 	"io/fs"
 	"slices"
+	"time"
 )
 
 // Next fills b with durable records behind after, in order, at least one and about a MiB at most, and waits until there is one. What was
 // acknowledged, evicted, purged or damaged is left out. It may be called with any after: a lower one reads again. An error other than
-// that of ctx, ErrClosed and ErrDropped is one of the disk; the call may be repeated.
+// that of ctx, ErrClosed and ErrDropped is one of the disk; nothing is given up, and the call is to be repeated for as long as it takes.
+// Only what could not be read for ten minutes, on a disk that otherwise works, is damaged.
 func (q *Queue) Next(ctx context.Context, after Seq, b *Batch) error {
 	for {
 		if err := ctx.Err(); err != nil {
@@ -35,7 +37,7 @@ func (q *Queue) read(after Seq, b *Batch) (bool, error) {
 	at := q.at
 	q.log.mu.Unlock()
 	left := at.segment()
-	found, err := q.pull(after, b, &at)
+	found, err := q.pull(after, b, &at, true)
 	q.log.mu.Lock()
 	q.at = at
 	q.log.mu.Unlock()
@@ -46,14 +48,15 @@ func (q *Queue) read(after Seq, b *Batch) (bool, error) {
 }
 
 // Scan calls f with the durable records behind after, in order, until f returns false or there are no more. It does not disturb Next
-// and may run beside it. Rec.Data is valid during the call.
+// and may run beside it. Rec.Data is valid during the call. Where the disk cannot be read it returns the error, unless the log was
+// opened for reading only: then what cannot be read is left out, and counted as damaged in memory.
 func (q *Queue) Scan(after Seq, f func(r Rec) bool) error {
 	var b Batch
 	var at place
 	defer func() { q.log.closeIdle(at.segment()) }()
 	for {
 		left := at.segment()
-		found, err := q.pull(after, &b, &at)
+		found, err := q.pull(after, &b, &at, false)
 		if left != at.segment() {
 			q.log.closeIdle(left)
 		}
@@ -69,10 +72,11 @@ func (q *Queue) Scan(after Seq, f func(r Rec) bool) error {
 	}
 }
 
-// pull fills b with records behind after, from where at says if that fits. It returns false if there are none.
-func (q *Queue) pull(after Seq, b *Batch, at *place) (bool, error) {
+// pull fills b with records behind after, from where at says if that fits. It returns false if there are none. drain says that it is for
+// the one reader of the queue.
+func (q *Queue) pull(after Seq, b *Batch, at *place, drain bool) (bool, error) {
 	l := q.log
-	for {
+	for tries := 0; ; tries++ {
 		l.mu.Lock()
 		if err := q.usable(); err != nil {
 			l.mu.Unlock()
@@ -81,6 +85,9 @@ func (q *Queue) pull(after Seq, b *Batch, at *place) (bool, error) {
 		p, ok := l.plan(q, after)
 		if !ok {
 			l.mu.Unlock()
+			if drain {
+				l.readAgain(q)
+			}
 			return false, nil
 		}
 		if at.extent == p.extent && at.seq == after {
@@ -90,15 +97,22 @@ func (q *Queue) pull(after Seq, b *Batch, at *place) (bool, error) {
 
 		res := p.run(b)
 
-		l.mu.Lock()
-		l.unpin(p.seg)
-		if res.err != nil && (len(res.damage) == 0 || q.readErrs < 2) {
-			// The fault may pass; the caller tries again before records are given up.
-			q.readErrs++
+		if res.err != nil && l.readOnly && tries < 5 {
+			l.mu.Lock()
+			l.unpin(p.seg)
 			l.mu.Unlock()
+			time.Sleep(firstReload)
+			continue
+		}
+		if res.err != nil && !l.unreadable(q, p, res, drain) {
 			return false, fmt.Errorf("buffer: read %s of %s: %w", p.seg.name, q.name, res.err)
 		}
-		q.readErrs = 0
+		if res.err == nil && drain {
+			l.readAgain(q)
+		}
+		tries = 0
+		l.mu.Lock()
+		l.unpin(p.seg)
 		damage, lost := l.noteDamage(q, p, res, b.Recs)
 		if n := len(b.Recs); n > 0 {
 			*at = place{p.extent, b.Recs[n-1].Seq, res.off}
@@ -144,7 +158,8 @@ type pass struct {
 	off, end int64
 }
 
-// passResult tells how it went: where the next pass begins, and the damage met.
+// passResult tells how it went: where the next pass begins, and the damage met. With err the damage is only what would have to be given
+// up, if the disk does not recover: what cannot be read now may be whole all the same.
 type passResult struct {
 	off     int64
 	damage  []badRegion
@@ -186,12 +201,11 @@ func (p pass) run(b *Batch) passResult {
 	res := passResult{off: p.off, reached: p.lo - 1}
 	f, err := p.open()
 	if err != nil {
+		res.err = err
 		if errors.Is(err, fs.ErrNotExist) {
 			res.damage = append(res.damage, badRegion{p.off, p.end, err})
 			res.reached = p.hi
-			return res
 		}
-		res.err, res.damage = err, nil
 		return res
 	}
 	b.win.reset(f, p.seg.salt)

@@ -1,7 +1,6 @@
 package buffer
 
 import (
-	"errors"
 	"fmt"
 	"path/filepath"
 	"slices"
@@ -49,7 +48,7 @@ func (l *Log) recover() error {
 			sc.seg.suspect = !sc.sealed
 		}
 		last := found[n-1]
-		lostEnd = lostEnd || !last.sealed && (last.torn || last.flags&flagDelayedSync != 0)
+		lostEnd = lostEnd || !last.sealed && (last.torn || last.header.flags&flagDelayedSync != 0)
 	}
 	l.restore(found)
 	if lostEnd || len(found) == 0 {
@@ -80,65 +79,6 @@ func (l *Log) recoverSpare(f FileInfo) error {
 		return nil
 	}
 	return l.fs.Remove(filepath.Join(l.dir, f.Name))
-}
-
-// load reads one segment file. It returns false if there is nothing in it: then torn says whether something may have been.
-func (l *Log) load(info FileInfo, index uint64) (scanned, bool, error) {
-	path := filepath.Join(l.dir, info.Name)
-	f, err := l.fs.Open(path, l.readOnly)
-	if err != nil {
-		return scanned{}, false, err
-	}
-	head := make([]byte, dataStart)
-	readErr := readFull(f, head, 0)
-	h, version := readSegmentHeader(head)
-	switch {
-	case version > formatVersion:
-		return scanned{}, false, errors.Join(fmt.Errorf("%s has format %d: this program knows up to %d", info.Name, version, formatVersion), f.Close())
-	case version == 0 || h.index != index:
-		// Zeros, or the header of an earlier life: it was about to become a segment. Anything else was one.
-		garbage := version == 0 && (readErr != nil || slices.ContainsFunc(head, func(b byte) bool { return b != 0 }))
-		err := f.Close()
-		if garbage {
-			l.counts.damage++
-			l.reportDamage([]Damage{{Segment: info.Name, Bytes: info.Size, Kept: l.putAside(info), Err: errBadHeader}})
-		} else if !l.readOnly {
-			err = errors.Join(err, l.fs.Remove(path))
-		}
-		return scanned{torn: garbage}, false, err
-	}
-	s := &segment{
-		index: index, name: info.Name, salt: h.salt, epoch: h.epoch, first: h.first, size: info.Size, file: f, sealed: true,
-	}
-	l.segments = append(l.segments, s)
-	l.epoch = max(l.epoch, h.epoch)
-	var w window
-	w.reset(f, s.salt)
-	limit := info.Size
-	sealed := false
-	if at, ok := readSealSlot(head[slotAt:], s.salt); ok {
-		sc, ok := readSeal(&w, s, at, info.Size)
-		if ok {
-			sc.flags, sc.intact = h.flags, true
-			s.file = nil
-			return sc, true, f.Close()
-		}
-		if at >= dataStart && at <= info.Size {
-			limit, sealed = at, true
-		}
-	}
-	sc := scan(&w, s, limit, nil)
-	sc.flags = h.flags
-	if sealed {
-		// Only the seal is bad: what lies before its place is complete.
-		sc.sealed = true
-		if sc.torn {
-			sc.torn = false
-			sc.bad = append(sc.bad, sc.tail)
-		}
-		sc.bad = append(sc.bad, badRegion{limit, info.Size, errBadBody})
-	}
-	return sc, true, nil
 }
 
 // restore makes the queues and their extents from what was found, oldest first.
@@ -269,6 +209,9 @@ func (l *Log) findHoles(q *Queue) {
 func (l *Log) reportFound(found []scanned) {
 	for _, sc := range found {
 		var ds []Damage
+		if sc.headless {
+			ds = append(ds, Damage{Segment: sc.seg.name, Bytes: dataStart, Err: errBadHeader})
+		}
 		for _, r := range sc.bad {
 			sc.seg.markBad(r.off)
 			ds = append(ds, Damage{Segment: sc.seg.name, Offset: r.off, Bytes: r.end - r.off, Err: r.err})
@@ -278,6 +221,10 @@ func (l *Log) reportFound(found []scanned) {
 		}
 		l.counts.damage += uint64(len(ds))
 		l.reportDamage(ds)
+		if sc.headless && !l.readOnly {
+			// The header is written anew, so Verify will not see it again.
+			l.aside = append(l.aside, ds[0])
+		}
 	}
 }
 
@@ -285,10 +232,22 @@ func (l *Log) reportFound(found []scanned) {
 // found in them durable: a process that was killed may not have synced its last frames.
 func (l *Log) sealFound(found []scanned) {
 	for _, sc := range found {
-		if sc.intact || sc.seg.suspect {
-			continue // a suspect one is relocated
+		if sc.seg.suspect {
+			continue // it is relocated
 		}
-		err := l.writeAgain(sc)
+		var err error
+		if sc.headless {
+			err = l.repairHead(sc)
+		}
+		if sc.intact || sc.headless && sc.sealAt > 0 {
+			if err != nil {
+				l.log.Warn("repairing a segment failed", "segment", sc.seg.name, "err", err)
+			}
+			continue
+		}
+		if err == nil {
+			err = l.writeAgain(sc)
+		}
 		if err == nil {
 			err = l.seal(sc.seg)
 		}

@@ -17,6 +17,8 @@ const (
 	worthMoving = 0.75
 	// moveShare bounds what is written by relocating: so many times what is appended.
 	moveShare = 2
+	// moveRetry is how long a segment is left alone after nothing in it could be read.
+	moveRetry = 10 * time.Second
 	// maxCredit is how much of that may be saved up.
 	maxCredit = 256 << 20
 )
@@ -51,7 +53,9 @@ func (l *Log) relocate() (bool, error) {
 	}
 	l.mu.Lock()
 	l.unpin(s)
-	s.stuck = f.count == 0 && s.live > 0
+	if f.count == 0 && s.live > 0 {
+		s.stuckUntil = time.Now().Add(moveRetry)
+	}
 	f.first = l.durableNext()
 	l.counts.relocated += int64(len(f.buf))
 	l.credit -= int64(len(f.buf))
@@ -101,7 +105,7 @@ func (l *Log) gather(f *frameBuilder, part movePart, b *Batch, limit int) bool {
 func (l *Log) emptiest() *segment {
 	for _, s := range l.segments {
 		// Nobody knows which of its bytes are on the disk, so they are written again.
-		if s.suspect && !s.stuck && s.live > 0 {
+		if s.suspect && !s.stuck() && s.live > 0 {
 			return s
 		}
 	}
@@ -117,7 +121,7 @@ func (l *Log) emptiest() *segment {
 	var best, oldestSmall *segment
 	for _, s := range l.segments {
 		files += s.size
-		if s == l.active || s.dying || s.stuck || s.live == 0 {
+		if s == l.active || s.dying || s.stuck() || s.live == 0 {
 			continue
 		}
 		if s.size <= size/8 {
@@ -139,13 +143,16 @@ func (l *Log) emptiest() *segment {
 		return nil
 	case files > limit:
 		return best
-	case l.noSpace && best.bytes+best.bytes/4 < l.active.size-l.active.end-sealReserve(l.active.size):
+	case l.noSpace && best.bytes+best.bytes/4 < l.active.limit()-l.active.end-sealReserve(l.active.size):
 		return best // it fits without a new segment
 	}
 	return nil
 }
 
+// stuck says that its records could not be read a moment ago, so it is not relocated now.
+func (s *segment) stuck() bool { return time.Now().Before(s.stuckUntil) }
+
 // fullness is the part of the room for frames that still is needed.
 func (s *segment) fullness() float64 {
-	return float64(s.bytes) / float64(max(s.size-dataStart-sealReserve(s.size), 1))
+	return float64(s.bytes) / float64(max(s.limit()-dataStart-sealReserve(s.size), 1))
 }

@@ -15,7 +15,7 @@ import (
 func (l *Log) segmentFor(n int) (*segment, error) {
 	s := l.active
 	if s != nil && !s.suspect && !s.sealed {
-		if s.end+int64(n)+endMarkLen+sealReserve(s.size) <= s.size {
+		if s.end+int64(n)+endMarkLen+sealReserve(s.size) <= s.limit() {
 			return s, nil
 		}
 		if err := l.seal(s); err != nil {
@@ -57,7 +57,7 @@ func (l *Log) newSegment(n int) (*segment, error) {
 	first := l.durableNext()
 	l.mu.Unlock()
 
-	need := dataStart + 2*int64(len(check.buf)) + int64(n) + endMarkLen
+	need := dataStart + 2*int64(len(check.buf)) + int64(n) + endMarkLen + tailLen
 	need += sealReserve(need + need/4)
 	var salt [8]byte
 	if _, err := rand.Read(salt[:]); err != nil {
@@ -75,15 +75,21 @@ func (l *Log) newSegment(n int) (*segment, error) {
 		h.flags |= flagDelayedSync
 	}
 	putSegmentHeader(b, h)
+	copy(s.head[:], b)
 	// Twice, so that one bad bit does not cost the names of the queues.
 	for range 2 {
+		s.named = len(b) >= firstPage
 		framed := check.finish(s.salt, int64(len(b)))
 		b = append(b, framed[:len(framed)-endMarkLen]...)
 	}
 	s.end = int64(len(b))
 	b = append(b, make([]byte, endMarkLen)...)
 	putEndMark(b[s.end:], s.salt, s.end)
-	if err := writeAt(f, b, 0); err != nil {
+	err = writeAt(f, s.head[:], size-tailLen)
+	if err == nil {
+		err = writeAt(f, b, 0)
+	}
+	if err != nil {
 		return nil, errors.Join(fmt.Errorf("write %s: %w", s.name, err), f.Close(), l.fs.Remove(s.path(l.dir)))
 	}
 	l.mu.Lock()
@@ -129,8 +135,8 @@ func appendUint(b []byte, v uint64) []byte { return binary.AppendUvarint(b, v) }
 
 // seal ends a segment: its last frame says what is in it, so that it need not be scanned.
 func (l *Log) seal(s *segment) error {
-	s.sealed = true
 	l.mu.Lock()
+	s.sealed = true
 	f := newFrame(frameSeal, nil, time.Now().UnixMilli())
 	f.buf = f.buf[:frameHeaderLen]
 	f.first = l.durableNext()
@@ -143,7 +149,7 @@ func (l *Log) seal(s *segment) error {
 	plain := len(f.buf)
 	l.addQueues(f)
 	l.mu.Unlock()
-	room := s.size - s.end - endMarkLen
+	room := s.limit() - s.end - endMarkLen
 	if int64(len(f.buf)) > room {
 		// The next segment begins with the state of the queues anyway.
 		f.buf, f.sections = f.buf[:plain], 1
@@ -172,15 +178,26 @@ func (l *Log) seal(s *segment) error {
 	return nil
 }
 
-// shrink cuts off what a sealed segment does not need, if that is worth it.
+// shrink cuts off what a sealed segment does not need, if that is worth it. The copy of the header moves to the new end first.
 func (l *Log) shrink(s *segment) {
-	if used := s.end + endMarkLen; used < s.size-s.size/8 {
-		if err := s.file.Truncate(used); err == nil {
-			l.mu.Lock()
-			s.size = used
-			l.mu.Unlock()
-		}
+	used := (s.end+endMarkLen+tailLen-1)/tailLen*tailLen + tailLen
+	if used >= s.size-s.size/8 {
+		return
 	}
+	err := writeAt(s.file, s.head[:], used-tailLen)
+	if err == nil {
+		err = s.file.Sync()
+	}
+	if err == nil {
+		err = s.file.Truncate(used)
+	}
+	if err != nil {
+		l.log.Warn("shortening a segment failed", "segment", s.name, "err", err)
+		return
+	}
+	l.mu.Lock()
+	s.size = used
+	l.mu.Unlock()
 }
 
 // finalSeal is the last thing before the log is closed.
@@ -240,6 +257,9 @@ func (l *Log) free(dead []*segment) {
 	// A spare may be overwritten only when its old name is gone for good.
 	err := l.fs.SyncDir(l.dir)
 	if err != nil {
+		for _, sp := range ready {
+			err = errors.Join(err, l.fs.Remove(filepath.Join(l.dir, sp.name)))
+		}
 		l.alarm(fmt.Errorf("sync %s: %w", l.dir, err))
 		return
 	}

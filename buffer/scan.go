@@ -15,7 +15,7 @@ type update struct {
 // scanned is what was found in one segment.
 type scanned struct {
 	seg     *segment
-	flags   uint16
+	header  segmentHeader
 	pieces  []piece
 	updates []update
 	bad     []badRegion
@@ -27,7 +27,10 @@ type scanned struct {
 	sealed, torn bool
 	// intact says that all this was read from the seal.
 	intact bool
-	tail   badRegion
+	// headless says that only the header at the end of the file is good; sealAt is where the seal was found then, 0 if there is none.
+	headless bool
+	sealAt   int64
+	tail     badRegion
 }
 
 // piece is what one frame, or one extent of a seal, holds of one queue.
@@ -59,7 +62,7 @@ func scan(w *window, s *segment, limit int64, visit func(h frameHeader, off int6
 			}
 			out.next = max(out.next, h.first+h.positions())
 			if h.kind == frameSeal {
-				out.sealed = true
+				out.sealed, out.sealAt = true, off
 				return out
 			}
 			continue

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 )
 
 const (
@@ -51,13 +52,22 @@ type segment struct {
 	sealed bool
 	// suspect says that a write or fsync failed, so that the file is never written again.
 	suspect bool
-	// stuck says that its records cannot be read at the moment, so it is not relocated.
-	stuck bool
+	// stuckUntil is when relocating it is tried again, after its records could not be read.
+	stuckUntil time.Time
+	// held says that records were given up because they could not be read: the file is left alone until the next start.
+	held bool
+	// named says that the names of the queues stand behind the first page, too.
+	named bool
+	// head is the header, as it stands in the file.
+	head [segmentHeaderLen]byte
 	// dying says that the segment is listed in Log.dead, gone that its file is.
 	dying, gone bool
 	// bad holds the offsets of damage that was reported.
 	bad map[int64]bool
 }
+
+// limit is where the frames must end.
+func (s *segment) limit() int64 { return s.size - tailLen }
 
 func (s *segment) path(dir string) string { return filepath.Join(dir, s.name) }
 
@@ -96,7 +106,7 @@ func (l *Log) setLive(e *extent, live uint64) {
 
 // checkDead lists a segment to be freed if nothing in it is needed any more.
 func (l *Log) checkDead(s *segment) {
-	if s.live == 0 && s != l.active && !s.dying && !s.gone {
+	if s.live == 0 && s != l.active && !s.dying && !s.gone && !s.held {
 		s.dying = true
 		l.dead = append(l.dead, s)
 		l.wakeCommitter()

@@ -44,8 +44,12 @@ func (l *Log) fillLoop() {
 		size := l.segmentBytes()
 		l.mu.Lock()
 		wanted := len(l.spares) == 0 && l.active != nil && l.failed == nil
+		wait := idle
+		if l.noSpace {
+			wait = spareRetry
+		}
 		l.mu.Unlock()
-		timer.Reset(idle)
+		timer.Reset(wait)
 		if !wanted {
 			continue
 		}
@@ -65,13 +69,17 @@ func (l *Log) fillLoop() {
 	}
 }
 
-// lowerBounds makes the bounds act as full until room is found again.
+// lowerBounds makes the bounds act as full until room is found again, apart from what the active segment can still hold.
 func (l *Log) lowerBounds() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.noSpace = true
+	room := int64(0)
+	if s := l.active; s != nil && !s.suspect && !s.sealed {
+		room = max(s.limit()-s.end-endMarkLen-sealReserve(s.size)-l.gathered, 0)
+	}
 	for _, b := range l.bounds {
-		b.ceiling = max(b.used+b.pending, 1)
+		b.ceiling = max(b.used+b.pending+room, 1)
 	}
 }
 
@@ -99,7 +107,7 @@ func (l *Log) makeSpare(size int64) error {
 		return errors.Join(fmt.Errorf("fill spare: %w", err), l.fs.Remove(path+tmpSuffix))
 	}
 	if err := l.fs.SyncDir(l.dir); err != nil {
-		return fmt.Errorf("fill spare: %w", err)
+		return errors.Join(fmt.Errorf("fill spare: %w", err), l.fs.Remove(path))
 	}
 	l.mu.Lock()
 	l.spares = append(l.spares, sp)
@@ -141,6 +149,7 @@ func (l *Log) segmentFile(name string, need int64) (File, int64, error) {
 			return l.openSpare(sp, path)
 		}
 		if l.removeUseless() {
+			l.lastSegmentSize = 0 // there is little room: begin small
 			return l.createSegment(path, need)
 		}
 	}
@@ -180,15 +189,22 @@ func (l *Log) dropOddSpares() {
 	}
 }
 
+// openSpare gives a spare, or a segment that is not needed, the name of the new segment. Where that fails the file is removed: nothing in
+// it is needed, and nobody would know of it.
 func (l *Log) openSpare(sp spare, path string) (File, int64, error) {
-	if err := l.fs.Rename(filepath.Join(l.dir, sp.name), path); err != nil {
-		return nil, 0, err
+	old := filepath.Join(l.dir, sp.name)
+	if err := l.fs.Rename(old, path); err != nil {
+		return nil, 0, errors.Join(err, l.fs.Remove(old))
 	}
-	if err := l.fs.SyncDir(l.dir); err != nil {
-		return nil, 0, err
+	err := l.fs.SyncDir(l.dir)
+	var f File
+	if err == nil {
+		f, err = l.fs.Open(path, false)
 	}
-	f, err := l.fs.Open(path, false)
-	return f, sp.size, err
+	if err != nil {
+		return nil, 0, errors.Join(err, l.fs.Remove(path))
+	}
+	return f, sp.size, nil
 }
 
 // createSegment makes a zero-filled file while a commit waits: small at first, then doubling, until the filler has caught up.

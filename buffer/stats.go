@@ -20,7 +20,8 @@ type Stats struct {
 	Evicted, Damaged, DamagedRegions, Failed uint64
 	// WaitingBytes wait for the disk.
 	WaitingBytes int64
-	// Alarms counts failures of the disk. LastError is the last one, nil after a commit without trouble.
+	// Alarms counts failures of the disk. LastError is the last one, nil after a commit without trouble if no reader stands still because
+	// the disk cannot be read.
 	Alarms    uint64
 	LastError error
 	// NoSpace says that the disk is full: the bounds act as if they were full.
@@ -36,6 +37,9 @@ func (l *Log) Stats() Stats {
 		Epoch: l.epoch, Segments: len(l.segments), Spares: len(l.spares), Frames: c.frames, Records: c.records, Syncs: c.syncs,
 		WrittenBytes: c.written, RelocatedBytes: c.relocated, Evicted: c.evicted, Damaged: c.damaged, DamagedRegions: c.damage,
 		Failed: c.failed, WaitingBytes: l.gathered, Alarms: c.alarms, LastError: c.lastError, NoSpace: l.noSpace,
+	}
+	if s.LastError == nil {
+		s.LastError = l.stalled()
 	}
 	for _, x := range l.segments {
 		s.Bytes += x.size
