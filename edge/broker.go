@@ -72,10 +72,14 @@ type Broker struct {
 	refusals  sparing
 	clients   atomic.Int64
 	stopping  atomic.Bool
+	names     atomic.Uint64 // given to connections, see hooks.OnSessionEstablish
 
 	// life is the context of handlers of Subscribe; it ends when Run does.
-	life     context.Context
-	endLife  context.CancelFunc
+	life    context.Context
+	endLife context.CancelFunc
+	// waits is the context of connections that wait for the disk; it ends when the stop begins.
+	waits    context.Context
+	endWaits context.CancelFunc
 	mu       sync.Mutex // guards ended against handlers.Add
 	ended    bool
 	handlers sync.WaitGroup
@@ -102,11 +106,13 @@ func New(o Options) (*Broker, error) {
 	b.metrics = newMetrics(o.Metrics, b)
 	b.sessions = session.New(session.Options{
 		QueueBytes: int64(o.Broker.SessionQueue), RetainedLimit: o.Broker.RetainedLimit, Store: o.Store,
-		Drop: b.metrics.drop,
+		MaxSessions: 2 * o.Broker.MaxClients, // as many without a connection as with one
+		Drop:        b.drop, Evicted: b.evicted,
 	})
 	b.wills.pending = make(map[string]pendingWill)
 	b.turns.seed = maphash.MakeSeed()
 	b.life, b.endLife = context.WithCancel(context.Background())
+	b.waits, b.endWaits = context.WithCancel(context.Background())
 	if err := b.newServer(); err != nil {
 		return nil, err
 	}
@@ -117,6 +123,20 @@ func New(o Options) (*Broker, error) {
 		}
 	}
 	return b, nil
+}
+
+// drop counts messages that are not delivered.
+func (b *Broker) drop(reason string, n int) {
+	b.metrics.drop(reason, n)
+	if reason == session.DropRetained {
+		b.refusals.log(b.log, "message not retained", reason, "")
+	}
+}
+
+// evicted follows when a session ended because there are too many. With it the delay of the client's will has ended.
+func (b *Broker) evicted(client string) {
+	b.wills.hasten(client)
+	b.refusals.log(b.log, "session ended", "session_limit", "", "client", client)
 }
 
 // newServer makes the library's server. It is never told to serve: it gets its connections one by one and runs no loop of
@@ -207,6 +227,7 @@ func (b *Broker) Run(ctx context.Context) error {
 	loops.Go(func() { b.sweep(ctx) }) // ends with ctx
 	<-ctx.Done()
 	b.stopping.Store(true)
+	b.endWaits()
 	err := b.shutdown()
 	loops.Wait()
 	b.end()
@@ -252,6 +273,7 @@ func (b *Broker) end() {
 	b.mu.Lock()
 	b.ended = true
 	b.mu.Unlock()
+	b.endWaits()
 	b.endLife()
 }
 

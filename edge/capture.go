@@ -1,6 +1,7 @@
 package edge
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"strings"
@@ -27,7 +28,8 @@ func (p *peer) readPublish(pk *packets.Packet) {
 			p.ack(qos, id, codeSuccess)
 			return
 		}
-		if p.session.Open() >= receiveMaximum {
+		// A version 3.1.1 client knows of no such bound; its identifiers are one.
+		if p.connect.version == 5 && p.session.Open() >= receiveMaximum {
 			p.disconnect(codeReceiveMaximum)
 			return
 		}
@@ -39,13 +41,27 @@ func (p *peer) readPublish(pk *packets.Packet) {
 		return
 	}
 	if qos == 2 {
-		p.session.Received(id, t)
+		p.received(id, t)
 	}
 	// Who learns of the acknowledgement finds the message retained and queued.
 	p.b.sessions.Publish(&m, p.client)
 	if qos > 0 {
 		p.Hold(t)
 		p.ack(qos, id, codeSuccess)
+	}
+}
+
+// received notes a QoS 2 message until its PUBREL. Should its record not reach the disk, the client gets no PUBREC and
+// sends it again; that is then not a repetition but the message itself.
+func (p *peer) received(id uint16, t message.Ticket) {
+	s := p.session
+	s.Received(id, t)
+	if !t.Durable() {
+		t.Done(func(err error) {
+			if err != nil {
+				s.Forget(id, t)
+			}
+		})
 	}
 }
 
@@ -129,14 +145,34 @@ func (p *peer) take(m *message.Message) (message.Ticket, error) {
 type behind interface{ After() message.Ticket }
 
 // ingest hands m over. While too much waits for the disk it waits too, and with it the reading from this client, so that a
-// slow disk slows devices down instead of refusing them. The library sets the keep alive anew before it reads on.
+// slow disk slows devices down instead of refusing them. The library sets the keep alive anew before it reads on. The
+// wait ends with the connection: by a take-over, or by the stop.
 func (p *peer) ingest(m *message.Message) (message.Ticket, error) {
 	for {
 		t, err := p.b.ingest(m)
 		var late behind
-		if err == nil || !errors.As(err, &late) || late.After().Wait(p.b.life) != nil {
+		if err == nil || !errors.As(err, &late) || await(p.patience(), late.After()) != nil {
 			return t, err
 		}
+	}
+}
+
+// behindPause is how long to wait where there is no commit to wait for and Ingest is behind all the same.
+const behindPause = 20 * time.Millisecond
+
+// await waits until t is durable, or for a moment when it is so already. It returns an error when ctx ended before or the
+// disk failed.
+func await(ctx context.Context, t message.Ticket) error {
+	if !t.Durable() {
+		return t.Wait(ctx)
+	}
+	pause := time.NewTimer(behindPause)
+	defer pause.Stop()
+	select {
+	case <-pause.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
 	}
 }
 
@@ -156,7 +192,7 @@ func (b *Broker) ingest(m *message.Message) (message.Ticket, error) {
 func (p *peer) refuse(m *message.Message, id uint16, err error) {
 	r := refusalOf(err)
 	p.b.metrics.refuse(message.MQTT, r.label)
-	p.b.refusals.log(p.b.log, "message refused", r.label, "client", p.client, "user", p.identity.User, "topic", m.Topic, "error", err)
+	p.b.refusals.log(p.b.log, "message refused", r.label, p.client, "client", p.client, "user", p.identity.User, "topic", m.Topic, "error", err)
 	switch {
 	case r.fatal:
 		p.disconnect(r.code)

@@ -2,6 +2,7 @@ package edge
 
 import (
 	"fmt"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -329,10 +330,13 @@ func TestDecoderCrash(t *testing.T) {
 	c := connect(t, b.addr, rawOptions{ID: "c", V: 5, Clean: true})
 	_ = c.Raw([]byte{0x82, 6, 0, 1, 0, 0, 1, 'a'}) // SUBSCRIBE whose filter lacks its options
 	closed(t, c)
+	eventually(t, "the client is gone", func() bool { return b.Clients() == 0 })
 	if n := b.metric(t, "tidegate_client_panics_total"); n != 1 {
 		t.Errorf("counted %v", n)
 	}
-	eventually(t, "the client is gone", func() bool { return b.Clients() == 0 })
+	if n := b.server.Clients.Len(); n != 0 {
+		t.Errorf("the library keeps %d clients", n)
+	}
 	connect(t, b.addr, rawOptions{ID: "c", V: 5, Clean: true})
 }
 
@@ -351,5 +355,119 @@ func TestTooLarge(t *testing.T) {
 	}
 	if n := b.disk.n.Load(); n != 0 {
 		t.Errorf("%d ingested", n)
+	}
+}
+
+// Where Ingest is behind and there is nothing to wait for, the next try comes after a pause all the same.
+func TestDiskBehindWithNothingToWaitFor(t *testing.T) {
+	var tries atomic.Int64
+	var free atomic.Bool
+	b := startBroker(t, func(o *Options) {
+		o.Ingest = func(message.Message) (message.Ticket, error) {
+			tries.Add(1)
+			if free.Load() {
+				return message.Ticket{}, nil
+			}
+			return message.Ticket{}, fmt.Errorf("ingest: %w", late{})
+		}
+	})
+	c := connect(t, b.addr, rawOptions{ID: "c", V: 5, Clean: true})
+	_ = c.Publish(1, "a", 1, nil)
+	silent(t, c, 300*time.Millisecond)
+	if n := tries.Load(); n < 2 || n > 30 {
+		t.Errorf("%d tries in 300 ms", n)
+	}
+	free.Store(true)
+	expect(t, c, packets.Puback)
+}
+
+// A client that waits for the disk holds up nobody else: not those who connect, not the metrics, not its own return by
+// another connection and not the stop.
+func TestDiskBehindHoldsUpNobodyElse(t *testing.T) {
+	b := startBroker(t, nil)
+	b.disk.hold()
+	b.disk.mu.Lock()
+	b.disk.fail = func(message.Message) error { return late{message.NewTicket(b.disk, 1000)} }
+	b.disk.mu.Unlock()
+	o := rawOptions{ID: "c", V: 5, Clean: false}
+	for range 3 {
+		c := connect(t, b.addr, o) // from the second on by a take-over
+		_ = c.Publish(1, "a", 1, nil)
+		silent(t, c, 50*time.Millisecond)
+	}
+	connect(t, b.addr, rawOptions{ID: "other", V: 5, Clean: true})
+	if n := b.metric(t, "tidegate_sessions"); n != 2 {
+		t.Errorf("%v sessions", n)
+	}
+	eventually(t, "the old connections are gone", func() bool { return b.Clients() == 2 })
+	begin := time.Now()
+	if err := b.stop(); err != nil {
+		t.Error(err)
+	}
+	if d := time.Since(begin); d > time.Second {
+		t.Errorf("the stop took %v", d)
+	}
+}
+
+// A QoS 2 message whose record did not reach the disk is no repetition when the client sends it again.
+func TestQoS2AfterDiskFailure(t *testing.T) {
+	b := startBroker(t, nil)
+	b.disk.hold()
+	o := rawOptions{ID: "c", V: 4}
+	c := connect(t, b.addr, o)
+	_ = c.Publish(7, "a", 2, []byte("x"))
+	eventually(t, "taken", func() bool { return b.disk.n.Load() == 1 })
+	_ = c.Send(packets.Packet{FixedHeader: packets.FixedHeader{Type: packets.Pingreq}})
+	expect(t, c, packets.Pingresp)
+	b.disk.breakDown()
+	closed(t, c)
+	b.disk.mu.Lock()
+	b.disk.broken, b.disk.manual = nil, false
+	b.disk.mu.Unlock()
+	c = connect(t, b.addr, o)
+	_ = c.Send(packets.Packet{
+		FixedHeader: packets.FixedHeader{Type: packets.Publish, Qos: 2, Dup: true}, PacketID: 7, TopicName: "a", Payload: []byte("x"),
+	})
+	expect(t, c, packets.Pubrec)
+	if n := b.disk.n.Load(); n != 2 {
+		t.Errorf("%d taken, want 2", n)
+	}
+}
+
+// A version 3.1.1 client is not told of a bound for open QoS 2 messages, so there is none but its identifiers.
+func TestNoReceiveMaximumForOldClients(t *testing.T) {
+	b := startBroker(t, nil)
+	c := connect(t, b.addr, rawOptions{ID: "c", V: 4, Clean: true})
+	go func() {
+		for i := range receiveMaximum + 10 {
+			_ = c.Publish(uint16(i+1), "a", 2, nil)
+		}
+	}()
+	for range receiveMaximum + 10 {
+		expect(t, c, packets.Pubrec)
+	}
+}
+
+// What cannot be decoded ends the connection; a version 5 client is told why.
+func TestMalformed(t *testing.T) {
+	for name, bytes := range map[string][]byte{
+		"topic not UTF-8":           {0x30, 5, 0, 2, 0xc3, 0x28, 0},
+		"topic with NUL":            {0x30, 5, 0, 2, 'a', 0, 0},
+		"QoS 3":                     {0x36, 6, 0, 1, 'a', 0, 1, 0},
+		"subscribe with flags 0000": {0x80, 7, 0, 1, 0, 0, 1, 'a', 0},
+		"second connect":            {0x10, 13, 0, 4, 'M', 'Q', 'T', 'T', 5, 2, 0, 0, 0, 0, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := startBroker(t, nil)
+			c := connect(t, b.addr, rawOptions{ID: "c", V: 5, Clean: true})
+			_ = c.Raw(bytes)
+			before := closed(t, c)
+			if len(before) != 1 || before[0].FixedHeader.Type != packets.Disconnect {
+				t.Fatalf("got %v", before)
+			}
+			if code := before[0].ReasonCode; code != codeMalformed && code != codeProtocolError {
+				t.Errorf("reason code %#x", code)
+			}
+		})
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"sync/atomic"
 	"time"
 
 	mqtt "github.com/mochi-mqtt/server/v2"
@@ -33,16 +34,19 @@ type peer struct {
 	connect  connectInfo
 	will     *will
 	client   string // client identifier
+	name     string // what the library calls the connection; empty until it has a session
 	identity access.Identity
 	admitted bool
 	counted  bool // in Broker.clients
 	session  *session.Session
-	present  bool // the session was there before
+	present  bool            // the session was there before
+	life     context.Context // ends with the connection or the gateway's stop; see patience
 	aliases  map[uint16]string
 
-	orderly bool // the client said goodbye: no will
-	forced  bool // we closed the connection for a reason of our own
-	ended   bool // the connection was closed here: what was read already is not looked at any more
+	orderly bool        // the client said goodbye: no will
+	forced  bool        // we closed the connection for a reason of our own
+	goodbye atomic.Bool // the client sent a DISCONNECT; read by Close, which others may call
+	ended   bool        // the connection was closed here: what was read already is not looked at any more
 }
 
 // connectInfo is what the CONNECT packet said.
@@ -79,6 +83,7 @@ func (b *Broker) establish(p *peer) (err error) {
 		if r := recover(); r != nil {
 			b.metrics.panics.Inc()
 			err = fmt.Errorf("decode packet: %v", r)
+			b.server.Clients.Delete(p.name) // the library did not come to it
 		}
 	}()
 	return b.server.EstablishConnection(p.listener.name, p)
@@ -135,7 +140,7 @@ func (p *peer) admit() byte {
 	c.password = nil
 	if err != nil {
 		b.metrics.logins.Inc()
-		b.refusals.log(b.log, "client refused", "login", "client", p.client, "user", c.user, "remote", p.RemoteAddr().String(), "error", err)
+		b.refusals.log(b.log, "client refused", "login", p.client, "client", p.client, "user", c.user, "remote", p.RemoteAddr().String(), "error", err)
 		if errors.Is(err, message.ErrBusy) {
 			return codeBusy
 		}
@@ -143,11 +148,13 @@ func (p *peer) admit() byte {
 	}
 	p.identity = id
 	if p.will != nil && !p.mayPublish(p.will.msg.Topic) {
-		b.refusals.log(b.log, "client refused", "will", "client", p.client, "user", c.user, "topic", p.will.msg.Topic)
+		b.refusals.log(b.log, "client refused", "will", p.client, "client", p.client, "user", c.user, "topic", p.will.msg.Topic)
 		return codeNotAuthorized
 	}
 	p.counted = true
 	if b.clients.Add(1) > int64(b.o.Broker.MaxClients) && !b.sessions.Connected(p.client) {
+		b.metrics.refusedConns.Inc()
+		b.refusals.log(b.log, "client refused", "max_clients", "", "client", p.client, "remote", p.RemoteAddr().String())
 		return codeBusy
 	}
 	p.admitted = true
@@ -193,18 +200,35 @@ func (p *peer) attach() {
 	s, present, previous := b.sessions.Attach(session.Connect{
 		Conn: p, Client: p.client, User: id.User, Version: c.version, Clean: c.clean, Expiry: p.expiry(c.expiry),
 		ReceiveMaximum: c.receive, MaxPacket: c.maxPacket, TopicAliasMaximum: c.aliases,
-		Allow: func(topic string) bool { return acl.Allow(id, access.Deliver, topic) },
+		Allow:    func(topic string) bool { return acl.Allow(id, access.Deliver, topic) },
+		TakeOver: takeOver,
 	})
 	p.session, p.present = s, present
 	w, due := b.wills.returned(p.client, present)
 	if old, ok := previous.(*peer); ok {
-		old.Disconnect(codeTakenOver, "taken_over")
 		w, due = b.willOf(old, false, present)
 		old.will = nil
 	}
 	if due {
-		b.publishWill(w)
+		_ = b.publishWill(w, false)
 	}
+}
+
+// takeOver ends the connection of a client that has come by another one.
+func takeOver(previous session.Conn) {
+	if old, ok := previous.(*peer); ok {
+		old.Disconnect(codeTakenOver, "taken_over")
+	}
+}
+
+// patience returns the context of what this connection's packets wait for. It is made when it is needed first.
+func (p *peer) patience() context.Context {
+	if p.life == nil {
+		life, end := context.WithCancel(p.b.waits)
+		p.life = life
+		p.OnEnd(end)
+	}
+	return p.life
 }
 
 // completeConnack fills in what the library does not know.
@@ -230,8 +254,23 @@ func (p *peer) readDisconnect(pk packets.Packet) packets.Packet {
 		p.session.SetExpiry(p, p.expiry(pk.Properties.SessionExpiryInterval))
 		pk.Properties.SessionExpiryIntervalFlag = false
 	}
-	p.orderly = pk.ReasonCode != codeWillWithDelivery // [MQTT-3.14.4-3]
+	p.goodbye.Store(true)
+	code := pk.ReasonCode
+	if p.connect.version == 5 && pk.FixedHeader.Remaining == 1 {
+		code = p.ShortDisconnect()
+	}
+	p.orderly = code == codeSuccess // [MQTT-3.14.4-3]
 	return pk
+}
+
+// Close is called by the library when it is done with the connection, on any goroutine. Where nothing else ended it, the
+// client sent what cannot be decoded: a version 5 client is told so.
+func (p *peer) Close() error {
+	if why, _ := p.Cause(); why == "" && p.session != nil && !p.goodbye.Load() {
+		p.Disconnect(codeMalformed, gate.ReasonMalformed)
+		return nil
+	}
+	return p.Conn.Close()
 }
 
 // disconnect ends the connection for what the client did; version 5 clients are told the reason code.

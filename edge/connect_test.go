@@ -184,6 +184,9 @@ func TestAdmission(t *testing.T) {
 	connect(t, b.addr, rawOptions{ID: "d", V: 4, Clean: true})
 	refused(b.addr, rawOptions{ID: "e", V: 5, Clean: true}, codeBusy)
 	refused(b.addr, rawOptions{ID: "e", V: 4, Clean: true}, oldUnavailable)
+	if n := b.metric(t, "tidegate_refused_connections_total"); n != 2 {
+		t.Errorf("%v refused for the limit, want 2", n)
+	}
 	connect(t, b.addr, rawOptions{ID: "d", V: 4, Clean: true}) // comes back: counts once
 	eventually(t, "two clients", func() bool { return b.metric(t, "tidegate_clients_connected") == 2 })
 }
@@ -260,3 +263,34 @@ func (everybody) Authenticate(user string, _ []byte, client string, _ bool) (acc
 	return access.Identity{User: user, Client: client}, nil
 }
 func (everybody) Allow(access.Identity, access.Action, string) bool { return true }
+
+// There are as many sessions without a connection as there may be clients; the oldest go first. What is kept of a session
+// does not keep the CONNECT packet.
+func TestSessionLimit(t *testing.T) {
+	b := startBroker(t, func(o *Options) { o.Broker.MaxClients = 10 })
+	one := func(i int) *rawClient {
+		return connect(t, b.addr, rawOptions{ID: fmt.Sprint("c", i), V: 4})
+	}
+	for i := range 30 {
+		c := one(i)
+		subscribe(t, c, "a", 1)
+		if i == 10 {
+			_, _ = b.Publish(msg("a", ""))
+			expect(t, c, packets.Publish)
+		}
+		c.Disconnect()
+		eventually(t, "left", func() bool { return b.Clients() == 0 })
+	}
+	if n := b.Sessions(); n != 20 {
+		t.Errorf("%d sessions, want 20", n)
+	}
+	if n := b.metric(t, "tidegate_session_drops_total", "reason", "session_limit"); n != 10 {
+		t.Errorf("%v messages were lost with their sessions, want 10", n)
+	}
+	if c := one(29); !c.Connack.SessionPresent {
+		t.Error("the newest is gone")
+	}
+	if c := one(9); c.Connack.SessionPresent {
+		t.Error("an old one is still there")
+	}
+}

@@ -1,6 +1,9 @@
 package edge
 
 import (
+	"strconv"
+	"strings"
+
 	mqtt "github.com/mochi-mqtt/server/v2"
 	"github.com/mochi-mqtt/server/v2/packets"
 )
@@ -39,7 +42,8 @@ func (h *hooks) OnPacketRead(cl *mqtt.Client, pk packets.Packet) (packets.Packet
 	}
 	if pk.FixedHeader.Type == packets.Connect {
 		if p.session != nil {
-			return pk, nil // a second CONNECT: the library ends the connection [MQTT-3.1.0-2]
+			p.disconnect(codeProtocolError) // a second CONNECT [MQTT-3.1.0-2]
+			return pk, packets.ErrRejectPacket
 		}
 		return p.readConnect(pk)
 	}
@@ -80,7 +84,7 @@ func (h *hooks) OnConnect(cl *mqtt.Client, _ packets.Packet) error {
 	if p == nil {
 		return packets.ErrUnspecifiedError
 	}
-	p.client = cl.ID
+	p.client = strings.Clone(cl.ID) // outlives the packet that it is part of
 	if code := p.admit(); code != codeSuccess {
 		p.refuseConnect(code)
 		return codeError(code)
@@ -95,8 +99,14 @@ func (h *hooks) OnConnectAuthenticate(cl *mqtt.Client, _ packets.Packet) bool {
 	return p != nil && p.admitted
 }
 
-// OnSessionEstablish gives the connection its session, before the CONNACK.
-func (h *hooks) OnSessionEstablish(cl *mqtt.Client, _ packets.Packet) { peerOf(cl).attach() }
+// OnSessionEstablish gives the connection its session, before the CONNACK. From then on the library knows the connection
+// under a name of its own: it would look for another one with this client identifier and end that, also one that came later.
+func (h *hooks) OnSessionEstablish(cl *mqtt.Client, _ packets.Packet) {
+	p := peerOf(cl)
+	p.attach()
+	p.name = strconv.FormatUint(h.b.names.Add(1), 36)
+	cl.ID = p.name
+}
 
 // OnSessionEstablished starts delivery, after the CONNACK.
 func (h *hooks) OnSessionEstablished(cl *mqtt.Client, _ packets.Packet) {

@@ -13,6 +13,7 @@ const (
 	codeSuccess          = 0x00
 	codeNoSubscription   = 0x11
 	codeUnspecified      = 0x80
+	codeMalformed        = 0x81
 	codeProtocolError    = 0x82
 	codeIdentifier       = 0x85
 	codeBadLogin         = 0x86

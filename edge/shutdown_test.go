@@ -103,3 +103,18 @@ func TestNewErrors(t *testing.T) {
 		}
 	}
 }
+
+// With nothing held the stop is quick, also where clients do not close their side.
+func TestStopIsQuick(t *testing.T) {
+	b := startBroker(t, nil)
+	for i, v := range []byte{4, 5} {
+		connect(t, b.addr, rawOptions{ID: string(rune('a' + i)), V: v})
+	}
+	begin := time.Now()
+	if err := b.stop(); err != nil {
+		t.Error(err)
+	}
+	if d := time.Since(begin); d > 500*time.Millisecond {
+		t.Errorf("took %v", d)
+	}
+}

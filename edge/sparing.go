@@ -6,38 +6,82 @@ import (
 	"time"
 )
 
-// sparing logs a repeating event at most once in a while for each reason, with how often it was kept silent. A client that
-// is refused a thousand times a second must not fill the log; the metrics count every one.
+// sparing logs a repeating event at most once in a while for each reason and client, with how many like it were kept
+// silent. A client that is refused a thousand times a second must not fill the log, nor hide that others are refused; the
+// metrics count every one.
 type sparing struct {
 	mu   sync.Mutex
-	last map[string]*spared
+	last map[event]*spared
 }
+
+// event is what counts as the same. The client is empty for events that are one for all clients, and in the entry that
+// takes all for whom there was no room.
+type event struct{ msg, reason, client string }
 
 type spared struct {
 	at     time.Time
 	silent int
 }
 
-const sparingEvery = 10 * time.Second
+const (
+	sparingEvery = 10 * time.Second
+	// sparingMost bounds the events that are told apart.
+	sparingMost = 1024
+)
 
-func (s *sparing) log(l *slog.Logger, msg, reason string, args ...any) {
+// log writes a warning with args, the reason, and as not_logged how many of the kind were kept silent before.
+func (s *sparing) log(l *slog.Logger, msg, reason, client string, args ...any) {
+	if silent, ok := s.due(event{msg, reason, client}, time.Now()); ok {
+		l.Warn(msg, append(args, "reason", reason, "not_logged", silent)...)
+	}
+}
+
+// due reports whether ev is to be logged at now, and how many like it were not.
+func (s *sparing) due(ev event, now time.Time) (silent int, ok bool) {
 	s.mu.Lock()
-	if s.last == nil {
-		s.last = make(map[string]*spared)
-	}
-	e := s.last[msg+reason]
-	if e == nil {
-		e = &spared{}
-		s.last[msg+reason] = e
-	}
-	now := time.Now()
+	defer s.mu.Unlock()
+	e := s.entry(ev, now)
 	if now.Sub(e.at) < sparingEvery {
 		e.silent++
-		s.mu.Unlock()
-		return
+		return 0, false
 	}
-	silent := e.silent
+	silent = e.silent
 	e.at, e.silent = now, 0
-	s.mu.Unlock()
-	l.Warn(msg, append(args, "reason", reason, "not_logged", silent)...)
+	if all := s.last[event{ev.msg, ev.reason, ""}]; all != nil {
+		silent += all.silent
+		all.silent = 0
+	}
+	return silent, true
+}
+
+// entry returns the entry of ev, a new one where there is room, otherwise the one for all clients.
+func (s *sparing) entry(ev event, now time.Time) *spared {
+	if s.last == nil {
+		s.last = make(map[event]*spared)
+	}
+	if e := s.last[ev]; e != nil {
+		return e
+	}
+	if ev.client != "" && len(s.last) >= sparingMost {
+		s.forget(now)
+		if len(s.last) >= sparingMost {
+			return s.entry(event{ev.msg, ev.reason, ""}, now)
+		}
+	}
+	e := &spared{}
+	s.last[ev] = e
+	return e
+}
+
+// forget drops the entries of clients that are due anyway. What they kept silent is reported with the next of its reason.
+func (s *sparing) forget(now time.Time) {
+	for ev, e := range s.last {
+		if ev.client == "" || now.Sub(e.at) < sparingEvery {
+			continue
+		}
+		delete(s.last, ev)
+		if e.silent > 0 {
+			s.entry(event{ev.msg, ev.reason, ""}, now).silent += e.silent
+		}
+	}
 }

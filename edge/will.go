@@ -1,6 +1,7 @@
 package edge
 
 import (
+	"errors"
 	"hash/maphash"
 	"sync"
 	"time"
@@ -30,6 +31,7 @@ type pendingWill struct {
 	identity access.Identity
 	due      time.Time
 	forced   bool // the delay is ours, not the client's
+	late     bool // it was due, and too much waited for the disk
 }
 
 // wills are the wills that wait for their delay, by client identifier.
@@ -93,11 +95,33 @@ func (b *Broker) leave(p *peer) {
 	switch w, now := b.willOf(p, current, lives); {
 	case w.will == nil:
 	case now:
-		b.publishWill(w)
+		b.publishOrKeep(p.client, w)
 	default:
-		b.wills.mu.Lock()
-		b.wills.pending[p.client] = w
-		b.wills.mu.Unlock()
+		b.wills.keep(p.client, w)
+	}
+}
+
+// keep makes w wait until it is due.
+func (ws *wills) keep(client string, w pendingWill) {
+	ws.mu.Lock()
+	defer ws.mu.Unlock()
+	ws.pending[client] = w
+}
+
+// count returns how many wills wait.
+func (ws *wills) count() int {
+	ws.mu.Lock()
+	defer ws.mu.Unlock()
+	return len(ws.pending)
+}
+
+// hasten makes the pending will of client due.
+func (ws *wills) hasten(client string) {
+	ws.mu.Lock()
+	defer ws.mu.Unlock()
+	if w, ok := ws.pending[client]; ok {
+		w.due = time.Time{}
+		ws.pending[client] = w
 	}
 }
 
@@ -129,13 +153,13 @@ func (b *Broker) willOf(p *peer, current, lives bool) (w pendingWill, now bool) 
 }
 
 // returned takes the pending will of a client that is back, and reports whether it is due: where its session went on the
-// will is void; where it began a new one the old session has ended, and with it the delay.
+// will is void, unless it was due before; where it began a new one the old session has ended, and with it the delay.
 func (ws *wills) returned(client string, present bool) (w pendingWill, due bool) {
 	ws.mu.Lock()
 	defer ws.mu.Unlock()
 	w, ok := ws.pending[client]
 	delete(ws.pending, client)
-	return w, ok && !present && !w.forced
+	return w, ok && (w.late || !present && !w.forced)
 }
 
 // clients returns who has a pending will whose time has come.
@@ -167,12 +191,24 @@ func (b *Broker) publishPending(client string) {
 	delete(b.wills.pending, client)
 	b.wills.mu.Unlock()
 	if ok {
-		b.publishWill(w)
+		b.publishOrKeep(client, w)
 	}
 }
 
-// publishWill publishes w as if its client did. What is refused is counted and logged; nobody can be told.
-func (b *Broker) publishWill(w pendingWill) {
+// publishOrKeep publishes w; while too much waits for the disk it keeps w for another try, as a client's own messages wait
+// then. Not where very many are kept already: that is their bound. A client that comes back meanwhile has its will
+// published before it is let in, with one try.
+func (b *Broker) publishOrKeep(client string, w pendingWill) {
+	err := b.publishWill(w, b.wills.count() < 2*b.o.Broker.MaxClients)
+	if late := behind(nil); errors.As(err, &late) {
+		w.late, w.due = true, time.Time{} // the next sweep tries again
+		b.wills.keep(client, w)
+	}
+}
+
+// publishWill publishes w as if its client did. What is refused is counted and logged; nobody can be told. With again, an
+// error that passes with a commit is returned without any of that: there will be another try.
+func (b *Broker) publishWill(w pendingWill, again bool) error {
 	m := w.will.msg
 	m.ID, m.Received = message.NewID(), time.Now()
 	m.Source = message.Source{Protocol: message.MQTT, Client: w.identity.Client, User: w.identity.User}
@@ -183,13 +219,17 @@ func (b *Broker) publishWill(w pendingWill) {
 	if !message.Reserved(m.Topic) && b.o.ACL.Allow(w.identity, access.Publish, m.Topic) {
 		_, err = b.ingest(&m)
 	}
+	if late := behind(nil); again && errors.As(err, &late) {
+		return err
+	}
 	if err != nil {
 		r := refusalOf(err)
 		b.metrics.refuse(message.MQTT, r.label)
 		b.log.Warn("will message refused", "client", w.identity.Client, "topic", m.Topic, "error", err)
 		if !r.passes {
-			return
+			return nil
 		}
 	}
 	b.sessions.Publish(&m, w.identity.Client)
+	return nil
 }

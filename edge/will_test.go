@@ -59,6 +59,16 @@ func TestWillAndDisconnect(t *testing.T) {
 	c = connect(t, b.addr, rawOptions{ID: "c", V: 5, Clean: true, Mod: richWill(0)})
 	_ = c.Send(packets.Packet{FixedHeader: packets.FixedHeader{Type: packets.Disconnect}, ReasonCode: codeWillWithDelivery})
 	expect(t, s, packets.Publish)
+	for _, short := range [][]byte{{0xe0, 1, codeWillWithDelivery}, {0xe0, 1, codeUnspecified}} { // MQTT 5, 3.14.2.2.1
+		c = connect(t, b.addr, rawOptions{ID: "c", V: 5, Clean: true, Mod: richWill(0)})
+		_ = c.Raw(short)
+		expect(t, s, packets.Publish)
+	}
+	for _, plain := range [][]byte{{0xe0, 0}, {0xe0, 1, codeSuccess}} {
+		c = connect(t, b.addr, rawOptions{ID: "c", V: 5, Clean: true, Mod: richWill(0)})
+		_ = c.Raw(plain)
+		silent(t, s, 100*time.Millisecond)
+	}
 	c = connect(t, b.addr, rawOptions{ID: "d", V: 4, Clean: true, Mod: withWill("w", "protocol error", 0)})
 	_ = c.Raw([]byte{0xf0, 0})
 	expect(t, s, packets.Publish)
@@ -183,5 +193,59 @@ func TestWillDoesNotComeAfterTheReturn(t *testing.T) {
 		}
 		c.Disconnect()
 		eventually(t, "gone", func() bool { return b.Clients() == 0 })
+	}
+}
+
+// A will that falls due while too much waits for the disk goes up later, and before its client is back at the latest.
+func TestWillWhileDiskIsBehind(t *testing.T) {
+	b := startBroker(t, nil)
+	s := watcher(t, b)
+	b.disk.hold()
+	behind := func() {
+		b.disk.mu.Lock()
+		defer b.disk.mu.Unlock()
+		b.disk.fail = func(message.Message) error { return late{message.NewTicket(b.disk, 1000)} }
+	}
+	waits := func() {
+		t.Helper()
+		eventually(t, "the will waits", func() bool { return b.wills.count() == 1 })
+		silent(t, s, 50*time.Millisecond)
+		b.disk.refuseWith(nil)
+	}
+	o := rawOptions{ID: "c", V: 4, Mod: withWill("w", "gone", 1)}
+	c := connect(t, b.addr, o)
+	behind()
+	_ = c.Close()
+	waits()
+	pk := expect(t, s, packets.Publish)
+	_ = s.Ack(packets.Puback, pk.PacketID)
+	if n := b.disk.n.Load(); n != 1 {
+		t.Errorf("%d wills taken, want 1", n)
+	}
+	c = connect(t, b.addr, o)
+	behind()
+	_ = c.Close()
+	waits()
+	connect(t, b.addr, o)
+	if n := b.disk.n.Load(); n != 2 {
+		t.Errorf("%d wills taken when the client is back, want 2", n)
+	}
+	if n := b.metric(t, "tidegate_refused_messages_total", "reason", "busy"); n != 0 {
+		t.Errorf("%v refused", n)
+	}
+}
+
+// A session that has to make room for another ends, and with it the delay of its client's will.
+func TestWillOfEvictedSession(t *testing.T) {
+	b := startBroker(t, func(o *Options) { o.Broker.MaxClients = 2 })
+	s := watcher(t, b)
+	for i := range 4 { // with the watcher's, one session too many
+		c := connect(t, b.addr, rawOptions{ID: string(rune('a' + i)), V: 5, Expiry: 600, Mod: richWill(600)})
+		_ = c.Close()
+		eventually(t, "left", func() bool { return b.Clients() == 1 })
+	}
+	expect(t, s, packets.Publish)
+	if got := b.disk.messages(); len(got) != 1 || got[0].Source.Client != "a" {
+		t.Errorf("wills of %v", got)
 	}
 }

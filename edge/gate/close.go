@@ -6,6 +6,9 @@ import (
 	"time"
 )
 
+// shutdownDrain bounds the drain of connections that Listener.Shutdown closes.
+const shutdownDrain = 250 * time.Millisecond
+
 // Close ends the connection and returns at once. Read and Write fail from now on. In the background the peer is given
 // what may still leave: bytes whose tickets become durable within LingerTimeout, then the end of the stream, and up to
 // DrainTimeout to close its side. Wait waits for that.
@@ -137,10 +140,32 @@ func (c *Conn) closeWrite() bool {
 // the peer's kernel forget our last packet if it was not read yet.
 func (c *Conn) drain() {
 	raw := lowest(c.inner)
-	if raw.SetReadDeadline(time.Now().Add(c.opts.DrainTimeout)) != nil {
+	c.mu.Lock()
+	c.draining = true
+	err := raw.SetReadDeadline(time.Now().Add(c.drainTimeLocked()))
+	c.mu.Unlock()
+	if err != nil {
 		return
 	}
 	_, _ = io.Copy(io.Discard, struct{ io.Reader }{raw})
+}
+
+func (c *Conn) drainTimeLocked() time.Duration {
+	if c.brief {
+		return min(c.opts.DrainTimeout, shutdownDrain)
+	}
+	return c.opts.DrainTimeout
+}
+
+// hurry makes the drain a short one, also of a connection that was closed before: the stop should not wait for peers that
+// never close.
+func (c *Conn) hurry() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.brief = true
+	if c.draining {
+		_ = lowest(c.inner).SetReadDeadline(time.Now().Add(c.drainTimeLocked()))
+	}
 }
 
 // kill closes the socket, once.

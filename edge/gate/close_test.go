@@ -186,3 +186,36 @@ func TestIdleConnectionsHaveNoGoroutine(t *testing.T) {
 	}
 	eventually(t, "closed connections have no goroutines", func() bool { return runtime.NumGoroutine() <= before })
 }
+
+// Shutdown does not wait for peers that never close, not even those that were being closed already.
+func TestShutdownDrainsBriefly(t *testing.T) {
+	inner, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := NewListener(inner, ListenerOptions{Conn: Options{DrainTimeout: time.Minute}})
+	for i := range 2 {
+		cl, err := net.Dial("tcp", l.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = cl.Close() })
+		c, err := l.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if i == 0 {
+			_ = c.Close()
+			if _, err := io.ReadAll(cl); err != nil { // the end of the stream: it drains
+				t.Fatal(err)
+			}
+		}
+	}
+	begin := time.Now()
+	if err := l.Shutdown(t.Context(), 0x8b); err != nil {
+		t.Error(err)
+	}
+	if d := time.Since(begin); d < shutdownDrain || d > 5*time.Second {
+		t.Errorf("took %v", d)
+	}
+}

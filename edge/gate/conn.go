@@ -60,12 +60,14 @@ type Conn struct {
 	peerGone  bool      // inner.Read ended with something else than a timeout
 
 	// The end, see close.go.
-	refs    int    // 1 until the socket is closed, and 1 per goroutine of ours
-	closing bool   // no more Read and Write
-	dead    bool   // the socket is closed
-	gone    bool   // refs came to 0 and everybody was told
-	why     Reason // first cause
-	whyErr  error
+	refs     int  // 1 until the socket is closed, and 1 per goroutine of ours
+	closing  bool // no more Read and Write
+	dead     bool // the socket is closed
+	brief    bool // the drain is to be short
+	draining bool
+	gone     bool   // refs came to 0 and everybody was told
+	why      Reason // first cause
+	whyErr   error
 
 	// scan and scanErr belong to the goroutine that reads.
 	scan    scanner
@@ -157,6 +159,10 @@ func (c *Conn) OnBelow(n int, f func()) {
 	c.waiters = append(c.waiters, waiter{int64(n), f})
 	c.mu.Unlock()
 }
+
+// OnEnd calls f once, when the connection has ended for the caller: with Close, Disconnect or Kill, whoever called it; at
+// once when that is so already. f must not block.
+func (c *Conn) OnEnd(f func()) { c.OnBelow(-1, f) }
 
 // WaitBelow waits until at most n bytes are queued. It returns net.ErrClosed when the connection has ended and the
 // context's error when that came first. A session's sender calls it after a Write that left the connection Full.

@@ -83,6 +83,9 @@ type scanner struct {
 	level    byte // protocol level of the CONNECT: 3, 4, 5; 0 while not known
 	pos      byte // position in the CONNECT body while the level is not known
 	nameSize byte // length of the protocol name, from the CONNECT
+
+	bye     bool // a DISCONNECT was read
+	byeCode byte // the body of the first DISCONNECT, where that is a single byte
 }
 
 // levelSearch bounds the search for the protocol level: two bytes of length, a name of at most six, the level.
@@ -115,6 +118,9 @@ func (s *scanner) scan(p []byte) (int, error) {
 // body takes what belongs to the current packet's body from the front of p and returns how much that was.
 func (s *scanner) body(p []byte) int {
 	n := min(s.left, len(p))
+	if s.typ == typeDisconnect && !s.bye && s.length == 1 {
+		s.byeCode = p[0]
+	}
 	if s.typ == typeConnect && !s.whole && s.level == 0 {
 		s.findLevel(p[:n])
 	}
@@ -126,8 +132,11 @@ func (s *scanner) body(p []byte) int {
 }
 
 func (s *scanner) packetEnd() {
-	if s.typ == typeConnect {
+	switch s.typ {
+	case typeConnect:
 		s.whole = true
+	case typeDisconnect:
+		s.bye = true
 	}
 }
 

@@ -222,6 +222,7 @@ func (l *Listener) Wait() {
 func (l *Listener) Shutdown(ctx context.Context, code byte) error {
 	err := l.Close()
 	for _, c := range l.open() {
+		c.hurry()
 		c.Disconnect(code, ReasonShutdown)
 	}
 	killed := make(chan struct{})

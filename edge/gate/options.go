@@ -29,7 +29,7 @@ type Options struct {
 	// it. What is not durable then never leaves. 0 means 2 s.
 	LingerTimeout time.Duration
 	// DrainTimeout: how long a closed connection goes on throwing away what the peer still sends, so that the peer's kernel
-	// does not drop our last packet on a reset. 0 means 2 s.
+	// does not drop our last packet on a reset; Listener.Shutdown lets it be 250 ms at most. 0 means 2 s.
 	DrainTimeout time.Duration
 
 	// MaxHeld bounds the bytes that wait for the disk. Above it Read blocks until a commit released some; the read deadline

@@ -50,6 +50,11 @@ func (c *Conn) beginRead() error {
 	return nil
 }
 
+// ShortDisconnect returns the reason code of the first DISCONNECT among the bytes that Read returned, where that is all it
+// holds: a form that MQTT 5 allows (3.14.2.2.1) and the broker library does not read. 0 for any other form. It is for the
+// goroutine that reads.
+func (c *Conn) ShortDisconnect() byte { return c.scan.byeCode }
+
 // readDeadlineLocked is the caller's deadline, and before the CONNECT at the latest the time when that must have come.
 func (c *Conn) readDeadlineLocked() time.Time {
 	if !c.connected.Load() && (c.deadline.IsZero() || c.connectBy.Before(c.deadline)) {

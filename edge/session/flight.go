@@ -12,13 +12,17 @@ type flight struct {
 	// resend is the position of the next element to be sent again on this connection.
 	resend int
 	window int
+	// bytes is what the messages take that the client has not got for sure; atMost is its bound, which the last one sent may
+	// pass.
+	bytes, atMost int64
 }
 
 // outgoing is one message in flight.
 type outgoing struct {
 	entry Entry
 	state stage
-	open  bool // counted in flight.open
+	open  bool  // counted in flight.open
+	size  int64 // counted in flight.bytes
 }
 
 type stage byte
@@ -34,8 +38,10 @@ const lastID = 65535
 // maxWindow bounds what is in flight for one client, whatever it allows.
 const maxWindow = 1024
 
-// full reports whether nothing new may be sent: the window is used up, or the identifiers would collide.
-func (f *flight) full() bool { return f.open >= f.window || f.ring.len() >= lastID-1 }
+// full reports whether nothing new may be sent: the window or the bytes are used up, or the identifiers would collide.
+func (f *flight) full() bool {
+	return f.open >= f.window || f.bytes >= f.atMost || f.ring.len() >= lastID-1
+}
 
 // add appends e and returns its packet identifier.
 func (f *flight) add(e Entry) uint16 {
@@ -46,7 +52,9 @@ func (f *flight) add(e Entry) uint16 {
 	if f.ring.len() == 0 {
 		f.first = id
 	}
-	f.ring.push(outgoing{entry: e, state: sent, open: true})
+	size := e.Size()
+	f.ring.push(outgoing{entry: e, state: sent, open: true, size: size})
+	f.bytes += size
 	f.open++
 	f.resend = f.ring.len()
 	f.next = id%lastID + 1
@@ -71,9 +79,17 @@ func (f *flight) find(id uint16) *outgoing {
 // id returns the packet identifier of the element at position i.
 func (f *flight) id(i int) uint16 { return uint16((int(f.first)-1+i)%lastID + 1) }
 
+// release notes that the client has o's message and only the end of the exchange is due.
+func (f *flight) release(o *outgoing) {
+	f.bytes -= o.size
+	o.state, o.size = released, 0
+	o.entry = Entry{QoS: 2}
+}
+
 // finish makes o a hole and drops the holes at the front.
 func (f *flight) finish(o *outgoing) {
 	f.close(o)
+	f.bytes -= o.size
 	*o = outgoing{}
 	for f.ring.len() > 0 && f.ring.at(0).state == finished {
 		f.ring.pop()

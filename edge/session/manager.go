@@ -1,6 +1,7 @@
 package session
 
 import (
+	"container/list"
 	"hash/maphash"
 	"slices"
 	"sync"
@@ -11,33 +12,46 @@ import (
 
 // Options are the bounds of a Manager.
 type Options struct {
-	// QueueBytes bounds what waits for one session; the oldest is dropped at the bound. 0 means 64 MiB.
+	// QueueBytes bounds what waits for one session and what it was sent and has not acknowledged, together; at most half of
+	// it is in flight. The oldest of what waits is dropped at the bound. 0 means 64 MiB.
 	QueueBytes int64
 	// LiveBytes bounds the QoS 0 part of it, for a client that is connected and slow; what comes is dropped at the bound.
 	// 0 means 4 MiB.
 	LiveBytes int64
 	// RetainedLimit is how many topics may have a retained message. 0 means none.
 	RetainedLimit int
+	// RetainedBytes bounds the memory that retained messages take. 0 means 64 MiB.
+	RetainedBytes int64
+	// MaxSessions bounds the sessions. A new one above it ends the one that has been without a connection for longest; where
+	// all have one, there is one more. 0 means no bound.
+	MaxSessions int
 	// Store makes the queues; nil means Memory.
 	Store Store
 	// Drop counts messages that are not delivered, with one of DropReasons. It must not block. nil means not counted.
 	Drop func(reason string, n int)
+	// Evicted is told the client identifier of a session that MaxSessions ended. It must not block and not call the Manager.
+	// nil: nobody is told.
+	Evicted func(client string)
 }
 
 // Why a message is not delivered.
 const (
-	dropSlow     = "slow"           // QoS 0, and the client takes too little
-	dropFull     = "queue_full"     // the oldest made room
-	dropExpired  = "expired"        // its expiry interval passed while it waited
-	dropTooLarge = "too_large"      // for the client's Maximum Packet Size
-	dropEnded    = "ended"          // the session ended
-	dropRetained = "retained_limit" // delivered, but not retained
-	dropHandler  = "handler"        // the queue of a handler of this process was full
+	dropSlow     = "slow"          // QoS 0, and the client takes too little
+	dropFull     = "queue_full"    // the oldest made room
+	dropExpired  = "expired"       // its expiry interval passed while it waited
+	dropTooLarge = "too_large"     // for the client's Maximum Packet Size
+	dropEnded    = "ended"         // the session ended
+	dropEvicted  = "session_limit" // the session ended because there are too many
+	dropRetained = DropRetained
+	dropHandler  = "handler" // the queue of a handler of this process was full
 )
+
+// DropRetained counts messages that were delivered but not retained, for RetainedLimit or RetainedBytes.
+const DropRetained = "retained_limit"
 
 // DropReasons returns all reasons that Options.Drop is called with.
 func DropReasons() []string {
-	return []string{dropSlow, dropFull, dropExpired, dropTooLarge, dropEnded, dropRetained, dropHandler}
+	return []string{dropSlow, dropFull, dropExpired, dropTooLarge, dropEnded, dropEvicted, dropRetained, dropHandler}
 }
 
 // Manager holds all sessions, subscriptions and retained messages. Its methods are safe for concurrent use; it starts no
@@ -53,9 +67,10 @@ type Manager struct {
 	// batches lends encoding buffers to senders while they have something to send.
 	batches sync.Pool
 
-	// mu guards sessions. It is taken before a session's own lock, never after.
+	// mu guards sessions and away. It is taken before a session's own mu, never after.
 	mu       sync.Mutex
 	sessions map[string]*Session
+	away     list.List // of *Session: those without connection, who left first at the front
 }
 
 // New returns an empty Manager.
@@ -66,11 +81,14 @@ func New(o Options) *Manager {
 	if o.LiveBytes == 0 {
 		o.LiveBytes = 4 << 20
 	}
+	if o.RetainedBytes == 0 {
+		o.RetainedBytes = 64 << 20
+	}
 	if o.Store == nil {
 		o.Store = Memory{}
 	}
 	m := &Manager{o: o, sessions: make(map[string]*Session), seed: maphash.MakeSeed()}
-	m.retained.limit = o.RetainedLimit
+	m.retained.limit, m.retained.maxBytes = o.RetainedLimit, o.RetainedBytes
 	return m
 }
 
@@ -80,124 +98,10 @@ func (m *Manager) drop(reason string, n int) {
 	}
 }
 
-// Connect is what a CONNECT packet says that matters here.
-type Connect struct {
-	Conn   Conn
-	Client string
-	// User is who the client is. A session belongs to a client identifier and a user: another user with the same
-	// identifier gets a new one, and nothing that waited in the old one.
-	User    string
-	Version byte // 4 or 5
-	// Clean asks for a new session (clean start; clean session before version 5).
-	Clean bool
-	// Expiry is how long the session lives without a connection; 0: it ends with the connection.
-	Expiry time.Duration
-	// ReceiveMaximum bounds unacknowledged QoS 1 and 2 messages to the client; 0: the client set none.
-	ReceiveMaximum uint16
-	// MaxPacket bounds the packets sent to the client, in bytes; 0: the client set none.
-	MaxPacket uint32
-	// TopicAliasMaximum is how many topic aliases the client takes.
-	TopicAliasMaximum uint16
-	// Allow says whether the client may be sent messages of a topic. It must not block.
-	Allow func(topic string) bool
-}
-
-// maxAliases bounds the topic aliases used towards one client, whatever it allows.
-const maxAliases = 256
-
-// Attach gives the connection its session: a new one, or the one kept for the client identifier (present). The
-// connection that had it, if any, is returned: its packets count no more and the caller closes it. Sending starts with
-// Session.Send.
-func (m *Manager) Attach(c Connect) (s *Session, present bool, previous Conn) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	s = m.sessions[c.Client]
-	if s != nil {
-		s.in.Lock()
-		previous = s.detachNow()
-		s.in.Unlock()
-		if c.Clean || s.user != c.User || s.over(time.Now()) {
-			m.end(s)
-			s = nil
-		}
-	}
-	present = s != nil
-	if s == nil {
-		s = newSession(m, c.Client, c.User)
-		m.sessions[c.Client] = s
-	}
-	s.attach(c)
-	return s, present, previous
-}
-
-func (s *Session) attach(c Connect) {
-	window := maxWindow
-	if c.ReceiveMaximum > 0 {
-		window = min(window, int(c.ReceiveMaximum))
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.flight.restart(window)
-	s.link = link{
-		conn: c.Conn, version: c.Version, maxPacket: c.MaxPacket, allow: c.Allow,
-		aliasMax: min(c.TopicAliasMaximum, maxAliases),
-	}
-	if s.link.aliasMax > 0 {
-		s.link.aliases = make(map[string]uint16)
-	}
-	s.expiry, s.expires = c.Expiry, time.Time{}
-	s.live.Store(true)
-}
-
-// detachNow takes the connection away from the session and returns it. The rules of the last connection stay, for what
-// is queued meanwhile.
-func (s *Session) detachNow() Conn {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	conn := s.link.conn
-	s.link.conn = nil
-	s.live.Store(false)
-	s.expires = time.Now().Add(s.expiry)
-	s.wake.Broadcast()
-	return conn
-}
-
-func (s *Session) over(now time.Time) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.link.conn == nil && !now.Before(s.expires)
-}
-
-// SetExpiry changes how long the session lives without a connection, as a DISCONNECT may.
-func (s *Session) SetExpiry(conn Conn, d time.Duration) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.link.conn == conn {
-		s.expiry = d
-	}
-}
-
-// Detach ends the connection of s. The session ends as well when its expiry is 0. It reports whether conn was the
-// session's connection still, and whether the session lives on, with another connection or without one.
-func (m *Manager) Detach(s *Session, conn Conn) (current, lives bool) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	s.mu.Lock()
-	current, lives = s.link.conn == conn && !s.ended, !s.ended
-	s.mu.Unlock()
-	if !current {
-		return false, lives
-	}
-	s.detachNow()
-	if s.over(time.Now()) {
-		m.end(s)
-		return true, false
-	}
-	return true, true
-}
-
-// end forgets s and its subscriptions. What it had from shared subscriptions goes to other members. The caller holds mu.
-func (m *Manager) end(s *Session) {
+// end forgets s and its subscriptions. What it had from shared subscriptions goes to other members; what is lost is
+// counted for that reason. The caller holds mu.
+func (m *Manager) end(s *Session, reason string) {
+	m.present(s)
 	if m.sessions[s.id] == s {
 		delete(m.sessions, s.id)
 		m.o.Store.Remove(s.id)
@@ -226,7 +130,7 @@ func (m *Manager) end(s *Session) {
 			lost++
 		}
 	}
-	m.drop(dropEnded, lost)
+	m.drop(reason, lost)
 }
 
 // Sweep ends the sessions whose expiry has passed and forgets expired retained messages. It returns the client
@@ -237,7 +141,7 @@ func (m *Manager) Sweep(now time.Time) (ended []string) {
 	defer m.mu.Unlock()
 	for id, s := range m.sessions {
 		if s.over(now) {
-			m.end(s)
+			m.end(s, dropEnded)
 			ended = append(ended, id)
 		}
 	}

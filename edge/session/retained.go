@@ -8,15 +8,17 @@ import (
 	"tidegate/message"
 )
 
-// retainedStore keeps the last retained message of each topic, at most limit of them. At the limit a message for a topic
-// that has none yet is not kept; the caller counts it.
+// retainedStore keeps the last retained message of each topic, at most limit of them and maxBytes together. What would
+// pass a bound is not kept, and neither is what its topic had before, which is outdated; the caller counts it.
 type retainedStore struct {
-	limit int
+	limit    int
+	maxBytes int64
 
-	mu   sync.RWMutex
-	root leaf
-	n    int
-	next time.Time // no message expires before; zero: none ever does
+	mu    sync.RWMutex
+	root  leaf
+	n     int
+	bytes int64
+	next  time.Time // no message expires before; zero: none ever does
 }
 
 // leaf is one level of a topic.
@@ -33,7 +35,13 @@ func (r *retainedStore) set(m *message.Message) bool {
 		r.remove(m.Topic)
 		return true
 	}
-	if r.n >= r.limit && r.get(m.Topic) == nil {
+	had := r.get(m.Topic)
+	n, bytes := r.n+1, r.bytes+sizeOf(m)
+	if had != nil {
+		n, bytes = r.n, bytes-sizeOf(had)
+	}
+	if n > r.limit || bytes > r.maxBytes {
+		r.remove(m.Topic)
 		return false
 	}
 	l := &r.root
@@ -50,10 +58,8 @@ func (r *retainedStore) set(m *message.Message) bool {
 		}
 		l = c
 	}
-	if l.msg == nil {
-		r.n++
-	}
 	l.msg = m
+	r.n, r.bytes = n, bytes
 	r.noteExpiry(m)
 	return true
 }
@@ -78,21 +84,22 @@ func (r *retainedStore) get(topic string) *message.Message {
 
 // remove forgets the message of topic and the levels that are empty without it.
 func (r *retainedStore) remove(topic string) {
-	if r.root.remove(topic, true) {
+	if m := r.root.remove(topic, true); m != nil {
 		r.n--
+		r.bytes -= sizeOf(m)
 	}
 }
 
-func (l *leaf) remove(rest string, more bool) (found bool) {
+func (l *leaf) remove(rest string, more bool) (found *message.Message) {
 	if !more {
-		found = l.msg != nil
+		found = l.msg
 		l.msg = nil
 		return found
 	}
 	level, rest, more := strings.Cut(rest, "/")
 	c := l.children[level]
 	if c == nil {
-		return false
+		return nil
 	}
 	found = c.remove(rest, more)
 	if c.msg == nil && len(c.children) == 0 {

@@ -157,8 +157,8 @@ func (s *Session) Pubrec(conn Conn, id uint16, ok bool) (known bool) {
 		return false
 	}
 	if o.state == sent {
-		o.state = released
-		o.entry = Entry{QoS: 2} // the message is the client's now
+		s.flight.release(o)
+		s.wake.Signal() // there may be room for more
 	}
 	return true
 }

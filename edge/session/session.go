@@ -9,6 +9,7 @@
 package session
 
 import (
+	"container/list"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -41,9 +42,12 @@ type Session struct {
 	live atomic.Bool  // connected; read without mu
 	subs atomic.Int64 // ordinary subscriptions; read without mu
 
+	// place is where it stands in Manager.away, guarded by Manager.mu; nil while it has a connection.
+	place *list.Element
+
 	// in is held while a packet of the client is handled, and to give the session another connection: what the old
 	// connection had begun is finished before the new one's packets are looked at, and nothing of the old one comes after.
-	// It is taken before mu, and by whoever holds the Manager's mu.
+	// It is taken before the Manager's mu and before mu.
 	in sync.Mutex
 
 	// mu guards everything below. It is held while packets are encoded and handed to the connection, which never waits
@@ -52,7 +56,7 @@ type Session struct {
 	wake    sync.Cond // the sender waits here for something to send
 	filters map[string]*Subscription
 	queue   Queue
-	now     int64 // bytes of QoS 0 in queue
+	now     int64 // bytes of QoS 0 in queue, without what the retained store holds anyway
 	flight  flight
 	inbound map[uint16]message.Ticket // open QoS 2 receives
 	link    link
@@ -74,6 +78,7 @@ type link struct {
 func newSession(m *Manager, id, user string) *Session {
 	s := &Session{m: m, id: id, user: user, queue: m.o.Store.Queue(id), filters: make(map[string]*Subscription)}
 	s.wake.L = &s.mu
+	s.flight.atMost = m.o.QueueBytes / 2
 	return s
 }
 
@@ -109,6 +114,9 @@ func (s *Session) deliver(e Entry) outcome {
 	case s.ended, !s.link.allow(e.Msg.Topic):
 		return refused
 	case e.QoS > 0:
+		if e.polite && !s.fits(e.Size()) {
+			return refused
+		}
 		s.makeRoom(e.Size())
 	case s.link.conn == nil:
 		return refused // QoS 0 is not kept for who is away [MQTT-3.1.2-23]
@@ -123,9 +131,15 @@ func (s *Session) deliver(e Entry) outcome {
 	return queued
 }
 
-// makeRoom drops the oldest entries until size more bytes fit.
+// fits reports whether size more bytes fit into the bound, which is for what waits and what is in flight together. At most
+// half of it is in flight, so that what waits can make room.
+func (s *Session) fits(size int64) bool {
+	return s.queue.Bytes()+s.flight.bytes+size <= s.m.o.QueueBytes
+}
+
+// makeRoom drops the oldest entries until size more bytes fit or none waits any more.
 func (s *Session) makeRoom(size int64) {
-	for s.queue.Len() > 0 && s.queue.Bytes()+size > s.m.o.QueueBytes {
+	for s.queue.Len() > 0 && !s.fits(size) {
 		s.pop()
 		s.m.drop(dropFull, 1)
 	}
@@ -134,7 +148,7 @@ func (s *Session) makeRoom(size int64) {
 // pop takes the oldest entry out of the queue.
 func (s *Session) pop() Entry {
 	e := s.queue.Pop()
-	if e.QoS == 0 {
+	if e.QoS == 0 && !e.Stored {
 		s.now -= e.Size()
 	}
 	return e
@@ -183,12 +197,9 @@ func (s *Session) queueRetained(sub *Subscription) {
 	s.m.retained.match(sub.Filter, time.Now(), func(m *message.Message) {
 		if s.link.allow(m.Topic) {
 			e := Entry{Msg: m, QoS: min(m.QoS, sub.QoS), Retain: true, IDs: sub.ids, Stored: true}
-			if s.queue.Bytes()+e.Size() > s.m.o.QueueBytes {
+			if !s.fits(e.Size()) {
 				s.m.drop(dropFull, 1)
 				return
-			}
-			if e.QoS == 0 {
-				s.now += e.Size()
 			}
 			s.queue.Append(e)
 		}
@@ -238,6 +249,15 @@ func (s *Session) Received(id uint16, t message.Ticket) {
 		s.inbound = make(map[uint16]message.Ticket)
 	}
 	s.inbound[id] = t
+}
+
+// Forget undoes Received for a message that did not reach the disk, so that a packet with its identifier is a new one.
+func (s *Session) Forget(id uint16, t message.Ticket) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.inbound[id] == t {
+		delete(s.inbound, id)
+	}
 }
 
 // Open returns how many QoS 2 receives are open.

@@ -2,6 +2,7 @@ package session
 
 import (
 	"encoding/binary"
+	"fmt"
 	"math/rand/v2"
 	"net"
 	"sync"
@@ -172,3 +173,117 @@ type null struct{}
 
 func (*null) Write(p []byte) (int, error) { return len(p), nil }
 func (*null) WaitWritable() error         { return nil }
+
+// What a client has not acknowledged counts in its session's bound, and the newest still gets room.
+func TestFlightIsBounded(t *testing.T) {
+	const bound, size, total = 1 << 20, 100 << 10, 100
+	drops := 0
+	m := New(Options{QueueBytes: bound, Drop: func(string, int) { drops++ }})
+	conn := &null{}
+	s, _, _ := m.Attach(Connect{Conn: conn, Client: "c", Version: 4, Allow: allowAll})
+	s.Subscribe(conn, []*Subscription{{Filter: "a", QoS: 2}}, nil)
+	for i := range total {
+		m.Publish(&message.Message{Topic: "a", QoS: message.QoS(1 + i%2), Payload: make([]byte, size)}, "p")
+		s.encode(conn, nil)
+	}
+	s.encode(conn, nil)
+	var flying int64
+	for i := range s.flight.ring.len() {
+		flying += s.flight.ring.at(i).entry.Size()
+	}
+	if flying != s.flight.bytes || flying > bound/2+size || flying+s.queue.Bytes() > bound {
+		t.Errorf("%d bytes in flight, counted %d, %d in the queue, bound %d", flying, s.flight.bytes, s.queue.Bytes(), bound)
+	}
+	if n := s.flight.ring.len() + s.queue.Len() + drops; n != total || drops == 0 {
+		t.Errorf("%d in flight, %d queued, %d dropped of %d", s.flight.ring.len(), s.queue.Len(), drops, total)
+	}
+	for id := uint16(1); s.flight.ring.len() > 0 || s.queue.Len() > 0; id++ { // the rest goes through
+		s.Puback(conn, id)
+		s.Pubrec(conn, id, true)
+		s.Pubcomp(conn, id)
+		for again := true; again; again = s.ready() {
+			s.encode(conn, nil)
+		}
+	}
+	if s.flight.bytes != 0 || s.queue.Bytes() != 0 {
+		t.Errorf("%d and %d bytes counted of nothing", s.flight.bytes, s.queue.Bytes())
+	}
+}
+
+// A member of a shared subscription that would have to drop something is asked last.
+func TestShareSparesTheFull(t *testing.T) {
+	drops := 0
+	m := New(Options{QueueBytes: 10 << 10, Drop: func(string, int) { drops++ }})
+	for _, client := range []string{"a", "b"} {
+		conn := &wire{}
+		s, _, _ := m.Attach(Connect{Conn: conn, Client: client, Version: 4, Expiry: time.Hour, Allow: allowAll})
+		s.Subscribe(conn, []*Subscription{{Filter: "$share/g/a", QoS: 1}}, nil)
+		if client == "b" {
+			m.Detach(s, conn)
+		}
+	}
+	for range 18 { // nine fit into each
+		if n, _ := m.Publish(&message.Message{Topic: "a", QoS: 1, Payload: make([]byte, 800)}, ""); n != 1 {
+			t.Fatal("nobody took it")
+		}
+	}
+	if drops != 0 {
+		t.Errorf("%d dropped while there was room", drops)
+	}
+	m.Publish(&message.Message{Topic: "a", QoS: 1, Payload: make([]byte, 800)}, "")
+	if drops != 1 {
+		t.Errorf("%d dropped at the bound, want 1", drops)
+	}
+}
+
+// Retained messages that a SUBSCRIBE asked for leave live messages their room.
+func TestRetainedDoNotCountAsLive(t *testing.T) {
+	m := New(Options{LiveBytes: 1000, RetainedLimit: 100})
+	for i := range 100 {
+		m.Publish(&message.Message{Topic: fmt.Sprint("r/", i), Retain: true, Payload: []byte("x")}, "")
+	}
+	conn := &null{}
+	s, _, _ := m.Attach(Connect{Conn: conn, Client: "c", Version: 4, Allow: allowAll})
+	s.Subscribe(conn, []*Subscription{{Filter: "#"}}, nil)
+	if n, _ := m.Publish(&message.Message{Topic: "live", Payload: []byte("x")}, ""); n != 1 {
+		t.Error("dropped")
+	}
+	for s.queue.Len() > 0 {
+		s.encode(conn, nil)
+	}
+	if s.now != 0 {
+		t.Errorf("%d bytes counted of nothing", s.now)
+	}
+}
+
+// Retained messages have a bound in bytes; what does not fit is not kept, nor is what it would have replaced.
+func TestRetainedBytes(t *testing.T) {
+	drops := 0
+	m := New(Options{RetainedLimit: 100, RetainedBytes: 4000, Drop: func(string, int) { drops++ }})
+	set := func(topic string, size int) {
+		m.Publish(&message.Message{Topic: topic, Retain: true, Payload: make([]byte, size)}, "")
+	}
+	check := func(want, wantDrops int) {
+		t.Helper()
+		if n := m.retained.len(); n != want || drops != wantDrops {
+			t.Errorf("%d retained, %d dropped, want %d and %d", n, drops, want, wantDrops)
+		}
+	}
+	set("a", 1000)
+	set("b", 1000)
+	set("b", 1500)
+	check(2, 0)
+	set("c", 1000)
+	check(2, 1)
+	set("a", 3000)
+	check(1, 2)
+	set("c", 1000)
+	check(2, 2)
+	for _, topic := range []string{"b", "c"} {
+		set(topic, 0)
+	}
+	check(0, 2)
+	if m.retained.bytes != 0 {
+		t.Errorf("%d bytes counted of nothing", m.retained.bytes)
+	}
+}

@@ -19,7 +19,8 @@ func splitShared(filter string) (group, rest string) {
 }
 
 // share is one shared subscription: each message goes to one member, in turn. Members that are online come first, so
-// that nothing waits for a session that may never come back while somebody else could take it.
+// that nothing waits for a session that may never come back while somebody else could take it, and members whose queue
+// has room before those that would drop something for it.
 type share struct {
 	group string
 
@@ -50,14 +51,18 @@ func (s *share) leave(t target) int {
 // it, for QoS above 0 only. e's QoS is that of the message; each member's own maximum is applied here.
 func (s *share) deliver(e Entry) bool {
 	e.share = s
-	for _, online := range [2]bool{true, false} {
-		if !online && e.QoS == 0 {
-			break
+	for _, turn := range [4]struct{ online, polite bool }{{true, true}, {false, true}, {true, false}, {false, false}} {
+		if e.QoS == 0 && (!turn.online || !turn.polite) {
+			continue // for QoS 0 nobody drops anything else, and nobody keeps it who is away
 		}
 		tried := 0
-		for m := s.pick(online, &tried); m.target != nil; m = s.pick(online, &tried) {
+		for m := s.pick(turn.online, &tried); m.target != nil; m = s.pick(turn.online, &tried) {
 			c := e
+			c.polite = turn.polite
 			c.QoS = min(e.QoS, m.sub.QoS)
+			if c.QoS == 0 && !turn.polite {
+				continue // this member was asked
+			}
 			c.Retain = e.Retain && m.sub.RetainAsPublished
 			c.IDs = m.sub.ids
 			if m.target.deliver(c) == queued {

@@ -37,6 +37,8 @@ type Entry struct {
 	// Stored says that the message is held by the retained store anyway, so that it costs no memory here.
 	Stored bool
 
+	// polite asks a session to refuse the entry rather than drop another for it.
+	polite bool
 	// share is the shared subscription it came through, which takes it back when the session ends before delivery.
 	share *share
 }
@@ -44,12 +46,24 @@ type Entry struct {
 // entryOverhead is what an entry and the headers of its message take beside the payload, about.
 const entryOverhead = 256
 
+// propertyOverhead is what a user property takes beside its text, about.
+const propertyOverhead = 64
+
 // Size returns the bytes of memory that e stands for.
 func (e *Entry) Size() int64 {
 	if e.Stored {
 		return entryOverhead / 4
 	}
-	return int64(entryOverhead + len(e.Msg.Topic) + len(e.Msg.Payload))
+	return sizeOf(e.Msg)
+}
+
+// sizeOf returns the bytes of memory that m takes, about.
+func sizeOf(m *message.Message) int64 {
+	n := entryOverhead + len(m.Topic) + len(m.Payload) + len(m.ContentType) + len(m.ResponseTopic) + len(m.CorrelationData)
+	for i := range m.Properties {
+		n += propertyOverhead + len(m.Properties[i].Key) + len(m.Properties[i].Value)
+	}
+	return int64(n)
 }
 
 // Memory is the Store that keeps queues in memory.

@@ -36,7 +36,7 @@ func FuzzTree(f *testing.F) {
 	f.Fuzz(func(t *testing.T, filters, topics, removed string) {
 		var tr tree
 		var r retainedStore
-		r.limit = 1000
+		r.limit, r.maxBytes = 1000, 64<<20
 		all := map[string]*sink{}
 		for _, filter := range strings.Fields(filters) {
 			if message.ValidFilter(filter) != nil || all[filter] != nil {
