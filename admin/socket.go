@@ -88,7 +88,7 @@ func Client(dir string) *http.Client {
 				conn, err = (&net.Dialer{}).DialContext(ctx, "unix", short)
 				return err
 			})
-			if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED) {
+			if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) || errors.Is(err, syscall.ECONNREFUSED) {
 				return nil, fmt.Errorf("%w on %s", ErrNoGateway, dir)
 			}
 			return conn, err

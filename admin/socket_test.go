@@ -70,7 +70,11 @@ func leaveDead(t *testing.T, dir string) {
 }
 
 func TestNoGateway(t *testing.T) {
-	for _, dir := range []string{t.TempDir(), filepath.Join(t.TempDir(), "missing")} {
+	file := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, dir := range []string{t.TempDir(), filepath.Join(t.TempDir(), "missing"), filepath.Join(file, "data")} {
 		if _, err := Client(dir).Get("http://gateway/status"); !errors.Is(err, ErrNoGateway) {
 			t.Errorf("%s: %v", dir, err)
 		}

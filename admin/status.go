@@ -42,7 +42,10 @@ type BridgeStatus struct {
 // BufferStatus is the disk below every uplink.
 type BufferStatus struct {
 	// Writable is false while the disk fails; nothing is acknowledged to devices then.
-	Writable  bool   `json:"writable"`
+	Writable bool `json:"writable"`
+	// NoSpace is true while the disk is full: every bound acts as if it were reached, so that old records are evicted or
+	// new ones refused.
+	NoSpace   bool   `json:"no_space"`
 	DiskBytes int64  `json:"disk_bytes"`
 	Damaged   uint64 `json:"damaged"` // records lost to damage, since the data folder exists
 	LastError string `json:"last_error"`

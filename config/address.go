@@ -45,6 +45,8 @@ func parseEndpoint(text string, schemes, later []string) (endpoint, error) {
 		return endpoint{}, &schemeError{u.Scheme, schemes}
 	case u.User != nil:
 		return endpoint{}, errors.New("an address holds no user or password; they have keys of their own")
+	case strings.HasSuffix(u.Host, ":"):
+		return endpoint{}, fmt.Errorf("%q has a colon and no port behind it; the form is %s", text, example)
 	case u.Path != "" && u.Path != "/" || u.RawQuery != "" || u.Fragment != "":
 		return endpoint{}, fmt.Errorf("%q has something behind the port; the form is %s", text, example)
 	}

@@ -112,6 +112,8 @@ type Uplink struct {
 
 	Buffer   Buffer    `toml:"buffer"`
 	Commands []Command `toml:"command"`
+	// ServersAt is where each of Servers stands.
+	ServersAt []Place `toml:"-"`
 }
 
 // Buffer bounds what is kept on disk for one uplink.

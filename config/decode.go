@@ -233,8 +233,7 @@ func (d *decoder) named(n *node, path, shape string, v reflect.Value) {
 		child, p := n.fields[name], join(path, name)
 		d.remember(p, child)
 		if err := validName(name); err != nil {
-			d.add(Error, child.key, p, "%s", err)
-			continue
+			d.add(Error, child.key, p, "%s", err) // and what stands in the table is looked at all the same
 		}
 		if child.kind != tableKind {
 			d.add(Error, child.key, p, "must stand in a table with a name of your own, [%s.NAME]", path)

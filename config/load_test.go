@@ -66,6 +66,7 @@ func TestDefaults(t *testing.T) {
 	if u, want := c.Uplinks["cloud"], (Uplink{
 		Servers: []string{"mqtt://127.0.0.1:1883"}, Protocol: "5", ClientID: "g-cloud",
 		KeepAlive: Duration(30 * time.Second), AckTimeout: Duration(30 * time.Second), Buffer: Buffer{MaxBytes: 512 << 20, WhenFull: "drop-oldest"},
+		ServersAt: []Place{{"/x/t.toml", 6, 12}},
 	}); !reflect.DeepEqual(u, want) {
 		t.Errorf("uplink %+v, want %+v", u, want)
 	}
@@ -126,7 +127,7 @@ func TestSample(t *testing.T) {
 	r, u := full.Routes["telemetry"], full.Uplinks["cloud"]
 	defaultRoute.From, defaultRoute.Except, defaultRoute.To = r.From, r.Except, r.To
 	defaultUplink.Servers, defaultUplink.Username, defaultUplink.Password, defaultUplink.Commands = u.Servers, u.Username, u.Password, u.Commands
-	defaultUplink.ClientID = "press-hall-3-cloud"
+	defaultUplink.ClientID, defaultUplink.ServersAt = "press-hall-3-cloud", u.ServersAt
 	for _, pair := range [][2]any{
 		{full.Log, c.Log},
 		{full.Listeners, c.Listeners},

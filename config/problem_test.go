@@ -89,6 +89,7 @@ func TestProblems(t *testing.T) {
 		{"empty gateway id", "[gateway]\nid = ''", `2:6: gateway.id: must have 1 to 64 bytes`},
 		{"data_dir", "[gateway]\ndata_dir = ''", `2:12: gateway.data_dir: is empty; leave the key out for the default`},
 		{"data_dir is a file", "[gateway]\ndata_dir = '/dev/null'", `2:12: gateway.data_dir: /dev/null is no folder`},
+		{"data_dir below a file", "[gateway]\ndata_dir = '/dev/null/a/b'", `2:12: gateway.data_dir: /dev/null is no folder`},
 		{"small buffer", uplinkText + "buffer.max_bytes = '64KiB'", `5:20: uplink.cloud.buffer.max_bytes: warning: is smaller than broker.max_packet: a large message can never be sent up`},
 		{"buffer of nothing", uplinkText + "buffer.max_bytes = '0B'", `5:20: uplink.cloud.buffer.max_bytes: must be from 1 to 1125899906842624, not 0`},
 
@@ -109,6 +110,18 @@ func TestProblems(t *testing.T) {
 		{"template other brace", uplinkText + "[route.r]\nfrom = ['a/+']\ntopic = 'x/topic}'", `7:9: route.r.topic: } without { in "x/topic}"`},
 		{"empty template", uplinkText + "[route.r]\nfrom = ['a/+']\ntopic = ''", `7:9: route.r.topic: the template is empty`},
 		{"template with a wildcard", uplinkText + "[route.r]\nfrom = ['a/+']\ntopic = 'x/#'", `7:9: route.r.topic: a topic name has no + and # [MQTT-3.3.2-2]`},
+		{
+			"several wrong names in a template", uplinkText + "[route.r]\nfrom = ['a/+']\ntopic = '{5}/{0}/{10}/{ rest }/#/{'",
+			"7:9: route.r.topic: a topic name has no + and # [MQTT-3.3.2-2]\n" +
+				"7:9: route.r.topic: unknown name { rest }, known here are {gateway} {uplink} {topic} {1} {2} {3} {4} {5} {6} {7} {8} {9} {rest} {user} {client} {protocol}; did you mean \"{rest}\"?\n" +
+				"7:9: route.r.topic: unknown name {0}, known here are {gateway} {uplink} {topic} {1} {2} {3} {4} {5} {6} {7} {8} {9} {rest} {user} {client} {protocol}; did you mean \"{1}\"?\n" +
+				"7:9: route.r.topic: unknown name {10}, known here are {gateway} {uplink} {topic} {1} {2} {3} {4} {5} {6} {7} {8} {9} {rest} {user} {client} {protocol}; did you mean \"{1}\"?\n" +
+				"7:9: route.r.topic: { without } in \"{5}/{0}/{10}/{ rest }/#/{\"\n" +
+				"7:9: route.r.topic: {5} stays empty: topics of \"a/+\" have 2 levels",
+		},
+		{"topic of the cloud broker's own", uplinkText + "[route.r]\nfrom = ['a/#']\ntopic = '$SYS/x/{rest}'", `7:9: route.r.topic: the topics $SYS/#, $share/# and tidegate/# are not for messages of devices: the cloud broker's own, or the gateway's`},
+		{"topic of the gateway's own", uplinkText + "[route.r]\nfrom = ['a/#']\ntopic = 'tidegate/{gateway}/status'", `7:9: route.r.topic: the topics $SYS/#, $share/# and tidegate/# are not for messages of devices: the cloud broker's own, or the gateway's`},
+		{"topic of the gateway's own by its name", "[gateway]\nid = 'tidegate'\n" + uplinkText + "[route.r]\nfrom = ['a/#']\ntopic = '{gateway}/{topic}'", `9:9: route.r.topic: the topics $SYS/#, $share/# and tidegate/# are not for messages of devices: the cloud broker's own, or the gateway's`},
 		{"level that no topic has", uplinkText + "[route.r]\nfrom = ['a/+']\ntopic = '{2}/{3}'", `7:9: route.r.topic: {3} stays empty: topics of "a/+" have 2 levels`},
 		{"level that some topics lack", uplinkText + "[route.r]\nfrom = ['a/+', 'b/#']\ntopic = '{3}'", `7:9: route.r.topic: warning: {3} stays empty for some messages: topics of "a/+" have 2 levels`},
 		{"rest without #", uplinkText + "[route.r]\nfrom = ['a/+']\ntopic = '{rest}'", `7:9: route.r.topic: {rest} stays empty: "a/+" has no #`},
@@ -124,6 +137,8 @@ func TestProblems(t *testing.T) {
 		{"server of another protocol", "[route.r]\nfrom = ['a']\n[uplink.c]\nservers = ['ssl://h']", `4:12: uplink.c.servers: unknown scheme ssl://, known here are mqtt://, mqtts://; did you mean "mqtts://"?`},
 		{"server without a scheme", "[route.r]\nfrom = ['a']\n[uplink.c]\nservers = ['h:1883']", `4:12: uplink.c.servers: "h:1883" is no address of the form mqtt://HOST:PORT`},
 		{"server without a host", "[route.r]\nfrom = ['a']\n[uplink.c]\nservers = ['mqtt://:1883']", `4:12: uplink.c.servers: "mqtt://:1883" needs a host and a port`},
+		{"server with a colon and no port", "[route.r]\nfrom = ['a']\n[uplink.c]\nservers = ['mqtt://h:']", `4:12: uplink.c.servers: "mqtt://h:" has a colon and no port behind it; the form is mqtt://HOST:PORT`},
+		{"uplink with a bad name", "[route.r]\nfrom = ['a']\n[uplink.\"a b\"]\nservers = ['ssl://h']\nprotcol = '5'", "3:9: uplink.\"a b\": a name has 1 to 64 letters, digits, - or _\n4:12: uplink.\"a b\".servers: unknown scheme ssl://, known here are mqtt://, mqtts://; did you mean \"mqtts://\"?\n5:1: uplink.\"a b\".protcol: unknown key; did you mean \"protocol\"?"},
 		{"server over WebSocket", "[route.r]\nfrom = ['a']\n[uplink.c]\nservers = ['wss://h']", `4:12: uplink.c.servers: wss:// is not built yet here; this build has mqtt://, mqtts://`},
 		{"server with a login", "[route.r]\nfrom = ['a']\n[uplink.c]\nservers = ['mqtt://a:b@h']", `4:12: uplink.c.servers: an address holds no user or password; they have keys of their own`},
 		{"server with a path", "[route.r]\nfrom = ['a']\n[uplink.c]\nservers = ['mqtt://h/mqtt']", `4:12: uplink.c.servers: "mqtt://h/mqtt" has something behind the port; the form is mqtt://HOST:PORT`},
@@ -137,6 +152,7 @@ func TestProblems(t *testing.T) {
 		{"command without from and to", uplinkText + "[[uplink.cloud.command]]", "5:16: uplink.cloud.command[1].from: is missing: name the topics at the cloud broker\n5:16: uplink.cloud.command[1].to: is missing: name the local topic"},
 		{"command filter", uplinkText + "[[uplink.cloud.command]]\nfrom = 'a/#/b'\nto = 'x'", `6:8: uplink.cloud.command[1].from: the filter "a/#/b" is not valid: # can only be the last level [MQTT-4.7.1-1]`},
 		{"command filter with a level", uplinkText + "[[uplink.cloud.command]]\nfrom = '{1}/#'\nto = 'x'", `6:8: uplink.cloud.command[1].from: unknown name {1}, known here are {gateway} {uplink}`},
+		{"command filter and local topic", uplinkText + "[[uplink.cloud.command]]\nfrom = '{1}/#'\nto = 'x/{rset}'", "6:8: uplink.cloud.command[1].from: unknown name {1}, known here are {gateway} {uplink}\n7:6: uplink.cloud.command[1].to: unknown name {rset}, known here are {gateway} {uplink} {topic} {1} {2} {3} {4} {5} {6} {7} {8} {9} {rest}; did you mean \"{rest}\"?"},
 		{"command to a user", uplinkText + "[[uplink.cloud.command]]\nfrom = 'a'\nto = '{user}'", `7:6: uplink.cloud.command[1].to: unknown name {user}, known here are {gateway} {uplink} {topic} {1} {2} {3} {4} {5} {6} {7} {8} {9} {rest}`},
 		{"command to the gateway's topics", uplinkText + "[[uplink.cloud.command]]\nfrom = 'a'\nto = 'tidegate/x'", `7:6: uplink.cloud.command[1].to: the topics $… and tidegate/# are the gateway's own`},
 		{"overlapping commands", "[gateway]\nid = 'g'\n" + uplinkText + "[[uplink.cloud.command]]\nfrom = 'a/{gateway}/#'\nto = 'x'\n[[uplink.cloud.command]]\nfrom = 'a/+/b'\nto = 'y'", `11:8: uplink.cloud.command[2].from: overlaps "a/g/#" of uplink.cloud.command[1]: a command would be taken twice`},

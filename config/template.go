@@ -1,6 +1,7 @@
 package config
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -13,8 +14,14 @@ type Part struct {
 }
 
 // ParseTemplate splits a topic template such as sites/{gateway}/{topic}. A name it does not know, an empty template and a
-// brace without its other half are errors.
-func ParseTemplate(text string) ([]Part, error) { return parseTemplate(text, templateNames()) }
+// brace without its other half are errors, and all of them are reported.
+func ParseTemplate(text string) ([]Part, error) {
+	parts, err := parseTemplate(text, templateNames())
+	if err != nil {
+		return nil, err
+	}
+	return parts, nil
+}
 
 // templateNames are the names that a topic template can hold.
 func templateNames() []string {
@@ -31,32 +38,43 @@ func (e *unknownNameError) Error() string {
 	return fmt.Sprintf("unknown name {%s}, known here are {%s}", e.name, strings.Join(e.allowed, "} {"))
 }
 
+// parseTemplate splits text at the names in allowed. Its error joins everything that is wrong; the parts are then those that
+// are right.
 func parseTemplate(text string, allowed []string) ([]Part, error) {
 	if text == "" {
-		return nil, fmt.Errorf("the template is empty")
+		return nil, errors.New("the template is empty")
 	}
 	var parts []Part
+	var wrong []error
 	for rest := text; rest != ""; {
 		i := strings.IndexAny(rest, "{}")
 		if i < 0 {
-			return append(parts, Part{Text: rest}), nil
+			parts = append(parts, Part{Text: rest})
+			break
 		}
 		if i > 0 {
 			parts = append(parts, Part{Text: rest[:i]})
 		}
 		if rest[i] == '}' {
-			return nil, fmt.Errorf("} without { in %q", text)
+			wrong = append(wrong, fmt.Errorf("} without { in %q", text))
+			rest = rest[i+1:]
+			continue
 		}
-		name, after, ok := strings.Cut(rest[i+1:], "}")
-		if !ok {
-			return nil, fmt.Errorf("{ without } in %q", text)
+		end := strings.IndexAny(rest[i+1:], "{}")
+		if end < 0 || rest[i+1+end] == '{' {
+			wrong = append(wrong, fmt.Errorf("{ without } in %q", text))
+			rest = rest[i+1:]
+			continue
 		}
+		name := rest[i+1 : i+1+end]
 		if !slices.Contains(allowed, name) {
-			return nil, &unknownNameError{name, allowed}
+			wrong = append(wrong, &unknownNameError{name, allowed})
+		} else {
+			parts = append(parts, Part{Name: name})
 		}
-		parts, rest = append(parts, Part{Name: name}), after
+		rest = rest[i+end+2:]
 	}
-	return parts, nil
+	return parts, errors.Join(wrong...)
 }
 
 // expand replaces the names that values has and leaves the others as they are written.

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -151,8 +152,22 @@ func (v *validator) gateway() {
 		return
 	}
 	v.c.Gateway.DataDir = v.absolute(v.c.Gateway.DataDir)
-	if info, err := os.Stat(v.c.Gateway.DataDir); err == nil && !info.IsDir() {
-		v.wrong("gateway.data_dir", "%s is no folder", v.c.Gateway.DataDir)
+	if file := fileOnTheWay(v.c.Gateway.DataDir); file != "" {
+		v.wrong("gateway.data_dir", "%s is no folder", file)
+	}
+}
+
+// fileOnTheWay returns what is there of path instead of a folder, path itself or something above it; empty when nothing is.
+func fileOnTheWay(path string) string {
+	for {
+		info, err := os.Stat(path)
+		switch {
+		case err == nil && !info.IsDir():
+			return path
+		case err == nil || path == filepath.Dir(path):
+			return ""
+		}
+		path = filepath.Dir(path)
 	}
 }
 

@@ -187,11 +187,18 @@ func (v *validator) ruleFilter(key string, i int, filter string, publish bool) {
 	}
 }
 
+// badTemplate reports each of the errors that parseTemplate joined.
 func (v *validator) badTemplate(at Place, key string, err error) {
-	p := v.add(Error, at, key, "%s", err)
-	if u := (*unknownNameError)(nil); errors.As(err, &u) {
-		if name := nearest(u.name, slices.Clone(u.allowed)); name != "" {
-			p.Suggestion = "{" + name + "}"
+	all := []error{err}
+	if joined, ok := err.(interface{ Unwrap() []error }); ok {
+		all = joined.Unwrap()
+	}
+	for _, err := range all {
+		p := v.add(Error, at, key, "%s", err)
+		if u := (*unknownNameError)(nil); errors.As(err, &u) {
+			if name := nearest(u.name, slices.Clone(u.allowed)); name != "" {
+				p.Suggestion = "{" + name + "}"
+			}
 		}
 	}
 }

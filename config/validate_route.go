@@ -18,7 +18,9 @@ func (v *validator) routes() {
 		if r.QoS != 1 && r.QoS != 2 {
 			v.wrong(key+".qos", "must be 1 or 2, not %d", r.QoS)
 		}
-		v.template(key+".topic", r.Topic, from, templateNames())
+		if parts := v.template(key+".topic", r.Topic, from, templateNames()); foreign(expand(parts, map[string]string{"gateway": v.c.Gateway.ID})) {
+			v.wrong(key+".topic", "the topics $SYS/#, $share/# and tidegate/# are not for messages of devices: the cloud broker's own, or the gateway's")
+		}
 		v.c.Routes[name] = r
 		for _, uplink := range r.To {
 			fed[uplink] = true
@@ -95,22 +97,32 @@ func (v *validator) to(key string, r *Route) {
 	}
 }
 
-// template checks a topic template whose levels and rest come from what the filters match.
-func (v *validator) template(key, text string, filters, allowed []string) {
+// foreign reports whether every topic that a template of a route makes is one that no broker takes from a client, or one on
+// which the gateway speaks of itself. Other topics with a $ are for cloud services that define them, such as $aws/rules/.
+func foreign(template string) bool {
+	for _, own := range []string{"$SYS", "$share", "tidegate"} {
+		if template == own || strings.HasPrefix(template, own+"/") {
+			return true
+		}
+	}
+	return false
+}
+
+// template checks a topic template whose levels and rest come from what the filters match, and returns its good parts.
+func (v *validator) template(key, text string, filters, allowed []string) []Part {
 	parts, err := parseTemplate(text, allowed)
 	if err != nil {
 		v.badTemplate(v.at(key).value, key, err)
-		return
+	}
+	if slices.ContainsFunc(parts, func(p Part) bool { return strings.ContainsAny(p.Text, "+#\x00") }) {
+		v.wrong(key, "a topic name has no + and # [MQTT-3.3.2-2]")
 	}
 	for _, p := range parts {
-		switch {
-		case strings.ContainsAny(p.Text, "+#\x00"):
-			v.wrong(key, "a topic name has no + and # [MQTT-3.3.2-2]")
-			return
-		case p.Name == "rest" || p.Name != "" && p.Name[0] <= '9':
+		if p.Name == "rest" || p.Name != "" && p.Name[0] <= '9' {
 			v.filled(key, p.Name, filters)
 		}
 	}
+	return parts
 }
 
 // filled reports a {rest} or {N} that topics of the filters do not have.

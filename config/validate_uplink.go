@@ -58,7 +58,9 @@ func (v *validator) servers(key string, u *Uplink) []endpoint {
 		v.wrong(key, "is empty: name at least one server")
 	}
 	good := make([]endpoint, len(u.Servers))
+	u.ServersAt = make([]Place, len(u.Servers))
 	for i, text := range u.Servers {
+		u.ServersAt[i] = v.item(key, i)
 		e, err := parseEndpoint(text, []string{"mqtt", "mqtts"}, []string{"ws", "wss"})
 		switch {
 		case err != nil:
@@ -199,8 +201,12 @@ func (v *validator) commands(key, name string, u *Uplink) {
 		if c.From != "" || v.empty(k+".from", stringKind, 0) {
 			v.commandFrom(k+".from", name, c)
 		}
-		if (c.To != "" || v.empty(k+".to", stringKind, 0)) && c.From != "" {
-			v.template(k+".to", c.To, []string{c.From}, commandNames())
+		if c.To != "" || v.empty(k+".to", stringKind, 0) {
+			var good []string
+			if c.From != "" {
+				good = append(good, c.From)
+			}
+			v.template(k+".to", c.To, good, commandNames())
 			if reserved(c.To) {
 				v.wrong(k+".to", "the topics $… and tidegate/# are the gateway's own")
 			}

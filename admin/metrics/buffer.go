@@ -17,7 +17,8 @@ type Buffer struct {
 	fsync prometheus.Histogram
 
 	records, bytes, oldest, dead, damaged *prometheus.Desc
-	written, relocated, disk, writable    *prometheus.Desc
+	written, relocated, disk              *prometheus.Desc
+	writable, noSpace                     *prometheus.Desc
 }
 
 // NewBuffer registers the buffer's metrics.
@@ -39,6 +40,7 @@ func NewBuffer(reg prometheus.Registerer) *Buffer {
 		relocated: desc("relocated_bytes_total", "Bytes of them that only moved old records."),
 		disk:      desc("disk_bytes", "Size of the log's files."),
 		writable:  desc("writable", "1 while the disk takes records, 0 while it fails."),
+		noSpace:   desc("no_space", "1 while the disk is full: old records are evicted or new ones refused."),
 	}
 	reg.MustRegister(b.fsync, b)
 	return b
@@ -53,7 +55,7 @@ func (b *Buffer) Watch(l *buffer.Log) { b.log.Store(l) }
 // Describe implements prometheus.Collector.
 func (b *Buffer) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
-		b.records, b.bytes, b.oldest, b.dead, b.damaged, b.written, b.relocated, b.disk, b.writable,
+		b.records, b.bytes, b.oldest, b.dead, b.damaged, b.written, b.relocated, b.disk, b.writable, b.noSpace,
 	} {
 		ch <- d
 	}
@@ -80,6 +82,11 @@ func (b *Buffer) Collect(ch chan<- prometheus.Metric) {
 		writable = 0
 	}
 	gauge(b.writable, writable)
+	noSpace := 0.0
+	if s.NoSpace {
+		noSpace = 1
+	}
+	gauge(b.noSpace, noSpace)
 
 	oldest := map[string]float64{}
 	damaged := map[string]uint64{}

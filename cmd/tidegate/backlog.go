@@ -12,6 +12,7 @@ import (
 
 	"tidegate/admin/metrics"
 	"tidegate/buffer"
+	"tidegate/config"
 	"tidegate/forwarder"
 )
 
@@ -31,20 +32,21 @@ type queueRow struct {
 	Newest   *time.Time `json:"newest"`
 	Segments int        `json:"segments"`
 	Damaged  uint64     `json:"damaged"` // records lost to damage
-	// Configured says that the running gateway sends it; others were left by an earlier configuration.
+	// Configured says that the configuration has the uplink; others were left by an earlier one.
 	Configured bool `json:"configured"`
 }
 
-func listQueues(l *buffer.Log) []queueRow {
+func listQueues(l *buffer.Log, uplinks map[string]config.Uplink) []queueRow {
 	rows := []queueRow{}
 	for _, q := range l.Queues() {
 		uplink, lane, kind := metrics.SplitQueue(q.Name)
 		if kind != metrics.Lane {
 			continue
 		}
+		_, configured := uplinks[uplink]
 		rows = append(rows, queueRow{
 			Uplink: uplink, Lane: lane, Records: q.Records, Bytes: q.Bytes, FirstSeq: uint64(q.First), LastSeq: uint64(q.Last),
-			Oldest: timeOrNull(q.Oldest), Newest: timeOrNull(q.Newest), Segments: q.Segments, Damaged: q.Damaged, Configured: q.Declared,
+			Oldest: timeOrNull(q.Oldest), Newest: timeOrNull(q.Newest), Segments: q.Segments, Damaged: q.Damaged, Configured: configured,
 		})
 	}
 	return rows

@@ -135,7 +135,7 @@ func bufferList(args []string, std stdio, synopsis string) int {
 	var rows []queueRow
 	err := backlogOf(c, false,
 		func(r remote) error { return r.call(http.MethodGet, pathList, nil, &rows) },
-		func(l *buffer.Log) error { rows = listQueues(l); return nil })
+		func(l *buffer.Log) error { rows = listQueues(l, c.Uplinks); return nil })
 	if err != nil {
 		return backlogFailed(std, "ls", c, err)
 	}

@@ -100,10 +100,12 @@ func reachAll(c *config.Config) config.Problems {
 	for _, name := range slices.Sorted(maps.Keys(c.Uplinks)) {
 		u := c.Uplinks[name]
 		var failed config.Problems
-		for _, server := range u.Servers {
+		key := "uplink." + name + ".servers"
+		for i, server := range u.Servers {
 			if err := reach(server, u); err != nil {
+				at := u.ServersAt[i]
 				failed = append(failed, config.Problem{
-					File: c.File, Key: "uplink." + name + ".servers", Severity: config.Warning, Message: server + ": " + err.Error(),
+					File: at.File, Line: at.Line, Column: at.Column, Key: key, Severity: config.Warning, Message: server + ": " + err.Error(),
 				})
 			}
 		}

@@ -5,14 +5,17 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"path/filepath"
+	"strings"
 	"sync/atomic"
 	"syscall"
 
 	"tidegate/buffer"
 )
 
-// faultyDisk is the real file system; while it is broken no file can be written or synced.
-type faultyDisk struct{ broken atomic.Bool }
+// faultyDisk is the real file system; while it is broken no file can be written or synced, while it is full there is no
+// room for a spare segment.
+type faultyDisk struct{ broken, full atomic.Bool }
 
 func (d *faultyDisk) err() error {
 	if d.broken.Load() {
@@ -24,6 +27,9 @@ func (d *faultyDisk) err() error {
 func (d *faultyDisk) MkdirAll(dir string) error { return os.MkdirAll(dir, 0o700) }
 
 func (d *faultyDisk) Create(path string) (buffer.File, error) {
+	if d.full.Load() && strings.Contains(filepath.Base(path), ".spare") {
+		return nil, &fs.PathError{Op: "create", Path: path, Err: syscall.ENOSPC}
+	}
 	return d.open(path, os.O_RDWR|os.O_CREATE|os.O_EXCL)
 }
 

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"text/tabwriter"
 )
 
@@ -58,7 +59,21 @@ func dispatch(args []string, std stdio) int {
 			return c.run(args[1:], std)
 		}
 	}
-	return std.fail(exitUsage, "unknown command %q; did you mean %q? tidegate help lists all", args[0], nearest(args[0], known))
+	if slices.Contains(later(), args[0]) {
+		return std.fail(exitUsage, "%s is not in this version; tidegate help lists what is", args[0])
+	}
+	if meant := nearest(args[0], known); meant != "" {
+		return std.fail(exitUsage, "unknown command %q; did you mean %q? tidegate help lists all", args[0], meant)
+	}
+	return std.fail(exitUsage, "unknown command %q; tidegate help lists all", args[0])
+}
+
+// later lists the commands that other versions have, or are to have.
+func later() []string {
+	return []string{
+		"bench", "cert", "coap", "completion", "decode", "demo", "doctor", "learn", "ledger", "opcua", "reload", "replay", "test",
+		"top", "verify", "why",
+	}
 }
 
 func usage(w io.Writer) {
@@ -72,11 +87,12 @@ func usage(w io.Writer) {
 		"Exit codes: 0 fine, 1 failed, 2 wrong use, 69 something needed is unavailable, 78 wrong configuration.\n")
 }
 
-// nearest returns the known command with the fewest changes of a letter to name.
+// nearest returns the known command with the fewest changes of a letter to name: at most two, and fewer than half of its
+// letters; empty when there is none.
 func nearest(name string, known []command) string {
-	best, fewest := "", -1
+	best, fewest := "", min(3, (len(name)+1)/2)
 	for _, c := range known {
-		if d := distance(name, c.name); fewest < 0 || d < fewest {
+		if d := distance(name, c.name); d < fewest {
 			best, fewest = c.name, d
 		}
 	}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -17,8 +18,9 @@ func TestDispatch(t *testing.T) {
 		{"help", "help", exitOK, "usage: tidegate COMMAND", ""},
 		{"help as a flag", "--help", exitOK, "Exit codes", ""},
 		{"misspelt", "verson", exitUsage, "", `unknown command "verson"; did you mean "version"`},
-		{"not in this build", "demo", exitUsage, "", `unknown command "demo"`},
-		{"not in this build", "opcua browse", exitUsage, "", `unknown command "opcua"`},
+		{"misspelt by two letters", "statsu", exitUsage, "", `did you mean "status"`},
+		{"not in this version", "demo", exitUsage, "", "demo is not in this version"},
+		{"not in this version", "opcua browse", exitUsage, "", "opcua is not in this version"},
 		{"version", "version", exitOK, "tidegate ", ""},
 		{"version as a flag", "--version", exitOK, "tidegate ", ""},
 		{"version with an argument", "version 1", exitUsage, "", "unexpected argument"},
@@ -28,6 +30,25 @@ func TestDispatch(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			tidegate(t, "", strings.Fields(c.args)...).want(t, c.code, c.out, c.errs)
 		})
+	}
+}
+
+// Only what was probably meant is suggested.
+func TestNearestCommand(t *testing.T) {
+	for name, want := range map[string]string{
+		"nonsense": "", "x": "", "ru": "", "rnu": "", "runn": "run", "chek": "check", "bufer": "buffer", "subb": "sub", "passwrd": "passwd", "": "",
+	} {
+		if got := nearest(name, commands()); got != want {
+			t.Errorf("%q: %q, want %q", name, got, want)
+		}
+	}
+	if r := tidegate(t, "", "nonsense"); strings.Contains(r.err, "mean") || !strings.Contains(r.err, "tidegate help lists all") {
+		t.Errorf("nonsense: %q", r.err)
+	}
+	for _, c := range commands() {
+		if slices.Contains(later(), c.name) {
+			t.Errorf("%s is said to be missing", c.name)
+		}
 	}
 }
 

@@ -47,7 +47,10 @@ func run(std stdio, c *config.Config, s seams) int {
 	for _, w := range c.Warnings {
 		log.Warn("configuration", "problem", w.String())
 	}
-	g, err := build(c, log, s)
+	g, err := build(ctx, c, log, s)
+	if err != nil && ctx.Err() != nil {
+		return exitOK // it was told to stop while it waited, and had taken nothing in
+	}
 	if err != nil {
 		var start *startError
 		if errors.As(err, &start) {

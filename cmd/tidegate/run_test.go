@@ -14,6 +14,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"tidegate/internal/testpeer"
 )
@@ -47,7 +48,10 @@ func TestRunThroughAnOutage(t *testing.T) {
 	tidegate(t, "", "status", "--config", g.file).want(t, exitOK, "cloud   connected", "")
 	tidegate(t, "", "buffer", "export", "--config", g.file).want(t, exitOK, "", "")
 	sub := start(t, nil, "sub", "-p", strconv.Itoa(cloud), "-t", "#", "-C", "11", "-W", "20", "-q", "1")
-	eventually(t, "the retained status comes", func() bool { return sub.out.String() != "" })
+	eventually(t, "the retained status comes", func() bool { return strings.Contains(sub.out.String(), "\n") })
+	if want := fmt.Sprintf("%q:%q", "version", buildVersion()); !strings.Contains(sub.out.String(), want) {
+		t.Errorf("the status at the cloud: %s, want %s", sub.out.String(), want)
+	}
 	g.pub(t, numbered(10), "-t", "plant/a", "-l", "-q", "1").want(t, exitOK, "", "")
 	if r := sub.wait(t); r.code != exitOK || !strings.HasSuffix(r.out, "}\n"+numbered(10)) {
 		t.Errorf("the cloud got %+v", r)
@@ -83,6 +87,9 @@ func beside(t *testing.T, file string) {
 		if _, ok := rows[0][key]; !ok {
 			t.Errorf("ls has no %s: %s", key, r.out)
 		}
+	}
+	if rows[0]["configured"] != true {
+		t.Errorf("ls of a configured uplink: %s", r.out)
 	}
 	if rows[0]["lane"] != "normal" || rows[0]["records"] != 100.0 || rows[0]["first_seq"] != 1.0 || rows[0]["last_seq"] != 100.0 || rows[1]["oldest"] != nil {
 		t.Errorf("ls: %s", r.out)
@@ -139,10 +146,24 @@ func TestBufferOfAStoppedGateway(t *testing.T) {
 		t.Errorf("%v: %+v", err, v)
 	}
 	tidegate(t, "", "buffer", "purge", "--yes", "--uplink", "cloud", "--config", file).want(t, exitOK, "cloud normal: ", "")
+	other := filepath.Join(filepath.Dir(file), "other.toml")
+	if err := os.WriteFile(other, []byte(strings.ReplaceAll(string(mustRead(t, file)), "[uplink.cloud]", "[uplink.other]")), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	tidegate(t, "", "buffer", "ls", "--json", "--config", other).want(t, exitOK, `"configured":false`, "")
 	tidegate(t, "", "buffer", "export", "--config", file).want(t, exitOK, "", "")
 	if r := tidegate(t, "", "buffer", "export", "--config", file); r.out != "" {
 		t.Errorf("records are left: %s", r.out)
 	}
+}
+
+func mustRead(t *testing.T, file string) []byte {
+	t.Helper()
+	b, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
 }
 
 // flipBit changes one bit in the middle of the first frame of records.
@@ -252,7 +273,7 @@ func TestRunRefusesToStart(t *testing.T) {
 		{"users file is a folder", oneListener + fmt.Sprintf("[auth]\nusers_file = %q\n", folder), exitConfig, folder},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			tidegate(t, "", "run", "--config", writeConfig(t, c.text)).want(t, c.code, "", c.errs)
+			runImpatiently(t, writeConfig(t, c.text)).want(t, c.code, "", c.errs)
 		})
 	}
 	tidegate(t, "", "run", "--config", filepath.Join(folder, "missing.toml")).want(t, exitConfig, "", "missing.toml")
@@ -260,10 +281,22 @@ func TestRunRefusesToStart(t *testing.T) {
 	tidegate(t, "", "run", "--confg", "x").want(t, exitUsage, "", "not defined: -confg")
 }
 
+// runImpatiently is `tidegate run`, but does not wait for what another process holds.
+func runImpatiently(t *testing.T, file string) result {
+	t.Helper()
+	var out, errs syncBuffer
+	std := stdio{out: &out, err: &errs}
+	c, code, done := loadConfig(std, file)
+	if !done {
+		code = run(std, c, seams{patience: time.Millisecond})
+	}
+	return result{code, out.String(), errs.String()}
+}
+
 // One gateway for each data folder; what the first one holds is left alone.
 func TestSecondGatewayOnTheSameFolder(t *testing.T) {
 	g := startGateway(t, writeConfig(t, oneListener))
-	tidegate(t, "", "run", "--config", g.file).want(t, exitFailed, "", "another gateway runs on "+filepath.Join(filepath.Dir(g.file), "data"))
+	runImpatiently(t, g.file).want(t, exitFailed, "", "another gateway runs on "+filepath.Join(filepath.Dir(g.file), "data"))
 	if s := g.status(t); !s.Ready {
 		t.Errorf("the first gateway: %+v", s)
 	}
@@ -323,6 +356,20 @@ func TestDiskFails(t *testing.T) {
 		if !strings.Contains(r.out, want) {
 			t.Errorf("no %s in %s", want, r.out)
 		}
+	}
+}
+
+// A full disk is shown by status and metrics.
+func TestDiskIsFull(t *testing.T) {
+	disk := &faultyDisk{}
+	file := writeConfig(t, oneListener+oneRoute+uplinkTo(1, "")+withAdmin)
+	disk.full.Store(true)
+	g := startGatewayOn(t, file, disk)
+	g.pub(t, "", "-t", "plant/a", "-m", "1", "-q", "1").want(t, exitOK, "", "") // the first segment wants a spare behind it
+	eventually(t, "status says that there is no space", func() bool { return g.status(t).Buffer.NoSpace })
+	tidegate(t, "", "status", "--config", file).want(t, exitOK, "NO SPACE LEFT", "")
+	if _, text := g.get(t, "/metrics"); !strings.Contains(text, "\ntidegate_buffer_no_space 1\n") {
+		t.Errorf("metrics: %s", text)
 	}
 }
 

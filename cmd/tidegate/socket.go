@@ -29,7 +29,7 @@ const (
 func (g *gateway) socketHandler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET "+pathStatus, func(w http.ResponseWriter, _ *http.Request) { answer(w, g.Status(), nil) })
-	mux.HandleFunc("GET "+pathList, func(w http.ResponseWriter, _ *http.Request) { answer(w, listQueues(g.buffer), nil) })
+	mux.HandleFunc("GET "+pathList, func(w http.ResponseWriter, _ *http.Request) { answer(w, listQueues(g.buffer, g.config.Uplinks), nil) })
 	mux.HandleFunc("GET "+pathVerify, func(w http.ResponseWriter, _ *http.Request) {
 		report, err := verifyLog(g.buffer)
 		answer(w, report, err)

@@ -32,7 +32,7 @@ func (g *gateway) Status() admin.Status {
 		Gateway: g.config.Gateway.ID, Version: buildVersion(), UptimeS: int64(time.Since(g.started).Seconds()),
 		Uplinks: []admin.UplinkStatus{}, Bridges: []admin.BridgeStatus{},
 		Clients: g.broker.Clients(), Sessions: g.broker.Sessions(),
-		Buffer: admin.BufferStatus{Writable: disk.LastError == nil, DiskBytes: disk.Bytes},
+		Buffer: admin.BufferStatus{Writable: disk.LastError == nil, NoSpace: disk.NoSpace, DiskBytes: disk.Bytes},
 	}
 	if disk.LastError != nil {
 		s.Buffer.LastError = disk.LastError.Error()

@@ -56,6 +56,9 @@ func printStatus(w io.Writer, s admin.Status) {
 	fmt.Fprintf(w, "%s: %s, up %v, version %s\n", s.Gateway, state, time.Duration(s.UptimeS)*time.Second, s.Version)
 	fmt.Fprintf(w, "%d clients connected, %d sessions\n", s.Clients, s.Sessions)
 	fmt.Fprintf(w, "buffer: %s on disk", sizeText(s.Buffer.DiskBytes))
+	if s.Buffer.NoSpace {
+		fmt.Fprint(w, ", NO SPACE LEFT: old records are evicted or new ones refused")
+	}
 	if s.Buffer.Damaged > 0 {
 		fmt.Fprintf(w, ", %d records lost to damage", s.Buffer.Damaged)
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -51,13 +52,17 @@ func (e *startError) Unwrap() error { return e.err }
 
 // seams are what a test puts in place of the machine.
 type seams struct {
-	fs buffer.FS // nil: the operating system's
+	fs       buffer.FS     // nil: the operating system's
+	patience time.Duration // with a lock or address that is taken; 0: handoverPatience
 }
 
 // build makes every part and binds every address; it starts nothing but the log's committer. What it bound is freed again
-// on an error.
-func build(c *config.Config, log *slog.Logger, s seams) (_ *gateway, err error) {
+// on an error. When ctx ends it waits for nobody any longer.
+func build(ctx context.Context, c *config.Config, log *slog.Logger, s seams) (_ *gateway, err error) {
 	g := &gateway{config: c, log: log, started: time.Now()}
+	if s.patience == 0 {
+		s.patience = handoverPatience
+	}
 	defer func() {
 		if err != nil {
 			_ = g.close()
@@ -67,32 +72,48 @@ func build(c *config.Config, log *slog.Logger, s seams) (_ *gateway, err error) 
 		return nil, &startError{exitConfig, "correct the users file, or write it with tidegate passwd", err}
 	}
 	reg := metrics.NewRegistry()
-	if err := g.openBuffer(reg, s); err != nil {
+	if err := g.openBuffer(ctx, reg, s); err != nil {
 		return nil, err
 	}
 	if err := g.wireForwarder(reg); err != nil {
 		return nil, err
 	}
-	g.broker, err = edge.New(edge.Options{
-		Listeners: c.Listeners, Broker: c.Broker, Ingest: g.forwarder.Ingest, ACL: g.users,
-		Log: log.With("part", "edge"), Metrics: reg,
-	})
-	if err != nil {
+	if err := g.openBroker(ctx, reg, s); err != nil {
 		return nil, &startError{exitFailed, "choose another address in [listener], or stop what uses it", err}
 	}
-	return g, g.openAdmin(reg)
+	return g, g.openAdmin(ctx, reg, s)
+}
+
+// openBroker makes the broker and binds its listeners. Each try registers its metrics in a registry of its own, of which
+// only the last one is shown.
+func (g *gateway) openBroker(ctx context.Context, reg *prometheus.Registry, s seams) error {
+	var own *prometheus.Registry
+	err := handOver(ctx, s.patience, g.log, "the addresses of the listeners", func() (err error) {
+		own = prometheus.NewRegistry()
+		g.broker, err = edge.New(edge.Options{
+			Listeners: g.config.Listeners, Broker: g.config.Broker, Ingest: g.forwarder.Ingest, ACL: g.users,
+			Log: g.log.With("part", "edge"), Metrics: own,
+		})
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	return reg.Register(own)
 }
 
 // openBuffer opens the log, and with it takes the data folder's lock.
-func (g *gateway) openBuffer(reg prometheus.Registerer, s seams) error {
+func (g *gateway) openBuffer(ctx context.Context, reg prometheus.Registerer, s seams) error {
 	watch := metrics.NewBuffer(reg)
 	dir := g.config.Gateway.DataDir
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return &startError{exitFailed, "make the folder, or name another as data_dir in [gateway]", fmt.Errorf("make the data folder: %w", err)}
 	}
-	var err error
-	g.buffer, err = buffer.Open(logDir(g.config), buffer.Options{
-		Sync: strictestSync(g.config.Uplinks), OnSync: watch.OnSync, FS: s.fs, Logger: g.log.With("part", "buffer"),
+	err := handOver(ctx, s.patience, g.log, "the data folder", func() (err error) {
+		g.buffer, err = buffer.Open(logDir(g.config), buffer.Options{
+			Sync: strictestSync(g.config.Uplinks), OnSync: watch.OnSync, FS: s.fs, Logger: g.log.With("part", "buffer"),
+		})
+		return err
 	})
 	switch {
 	case errors.Is(err, buffer.ErrLocked):
@@ -126,6 +147,8 @@ func (g *gateway) wireForwarder(reg prometheus.Registerer) error {
 		if err != nil {
 			return &startError{exitConfig, advice, err}
 		}
+		client.SetVersion(buildVersion())
+		client.SetVersion(buildVersion())
 		links[name] = uplinkPort{client}
 	}
 	var err error
@@ -136,10 +159,14 @@ func (g *gateway) wireForwarder(reg prometheus.Registerer) error {
 }
 
 // openAdmin binds the [admin] address and the socket in the data folder.
-func (g *gateway) openAdmin(reg *prometheus.Registry) (err error) {
+func (g *gateway) openAdmin(ctx context.Context, reg *prometheus.Registry, s seams) (err error) {
 	log := g.log.With("part", "admin")
 	if g.config.Admin != nil {
-		if g.admin, err = admin.New(*g.config.Admin, g, reg, log); err != nil {
+		err = handOver(ctx, s.patience, g.log, "the address of the admin surface", func() (err error) {
+			g.admin, err = admin.New(*g.config.Admin, g, reg, log)
+			return err
+		})
+		if err != nil {
 			return &startError{exitFailed, "choose another address in [admin], or stop what uses it", err}
 		}
 	}

@@ -46,7 +46,8 @@ func TestRetained(t *testing.T) {
 	g.stop()
 }
 
-// TestWill: a client that dies leaves its will to local subscribers and to the cloud; one that says goodbye does not.
+// TestWill: a client that dies leaves its will to local subscribers and to the cloud; one that says goodbye does not,
+// unless it asks for it.
 func TestWill(t *testing.T) {
 	c := startCloud(t)
 	g := newGateway(t, "[route.up]\n  from = [\"#\"]\n", uplinkTo("cloud", c.url(), "5"))
@@ -59,13 +60,19 @@ func TestWill(t *testing.T) {
 			return subscribe(t, dev, "", "-V", mosquittoVersion[version], "-i", name+version, "-t", "x", "-k", "10",
 				"--will-topic", "wills/"+name+version, "--will-payload", "gone", "--will-qos", "1")
 		}
-		polite, dead := will("polite"), will("dead")
-		polite.stop()
+		publish(t, dev, "-V", mosquittoVersion[version], "-i", "polite"+version, "-q", "1", "-t", "x", "-m", "y",
+			"--will-topic", "wills/polite"+version, "--will-payload", "gone", "--will-qos", "1")
+		leaving, dead := will("leaving"), will("dead")
+		leaving.stop() // says DISCONNECT, on version 5 with reason code 0x04: publish the will
 		dead.kill()
-		near.await("wills/dead" + version + " gone")
-		far.await("wills/dead" + version + " gone")
+		for _, s := range []*subscriber{near, far} {
+			if version == "5" {
+				s.await("wills/leaving5 gone")
+			}
+			s.await("wills/dead" + version + " gone")
+		}
 		for _, l := range append(near.got(), far.got()...) {
-			if strings.HasPrefix(l, "wills/polite") {
+			if strings.HasPrefix(l, "wills/polite") || strings.HasPrefix(l, "wills/leaving3") {
 				t.Errorf("the will of a client that disconnected: %q", l)
 			}
 		}
