@@ -3,6 +3,7 @@ package forwarder
 import (
 	"context"
 	"fmt"
+	"maps"
 	"time"
 
 	"tidegate/buffer"
@@ -16,6 +17,13 @@ type census struct {
 	top     buffer.Seq // the last record that was there at the start
 	left    runs       // what left ahead of the census
 	skipped runs       // what was not there any more when the census came by
+}
+
+// found moves a record that was on disk at the start from those of unknown route to its own. The caller says where it is.
+func (l *lane) found(c *cell) {
+	l.unnamed.recovered.Add(-1)
+	l.unnamed.buffered.Add(-1)
+	c.recovered.Add(1)
 }
 
 // uncounted reports whether the census has not counted seq.
@@ -42,7 +50,7 @@ func (l *lane) countRecovered(ctx context.Context) error {
 			return false
 		}
 		if !l.census.left.has(rec.Seq) {
-			c.recovered.Add(1)
+			l.found(c)
 			c.buffered.Add(1)
 		}
 		l.census.pass(rec.Seq)
@@ -61,19 +69,44 @@ func (l *lane) countRecovered(ctx context.Context) error {
 	return nil
 }
 
-// attributeEvery is how long to wait for a quiet moment before attribute looks again.
-const attributeEvery = 5 * time.Second
+const (
+	// attributeEvery is how long to wait for a quiet moment before attribute looks again.
+	attributeEvery = 5 * time.Second
+	// quietFor is how long a moment must stay quiet: longer than a record is on its way between the buffer and the ledger.
+	quietFor = 100 * time.Millisecond
+)
 
 // attribute finds out whose the records were that the disk lost after they had been counted as buffered: it counts what is
-// left in the queue, and what is missing was lost. That works at a quiet moment only; it returns false when there was
-// none, and is then to be called again.
-func (l *lane) attribute() bool {
+// left in the queue, and what is missing was lost. That works at a quiet moment only, so it looks twice; it returns false
+// when there was none, and is then to be called again.
+func (l *lane) attribute(ctx context.Context) bool {
 	l.mu.Lock()
 	unknown, counting := l.unknown, l.census.at < l.census.top
 	l.mu.Unlock()
 	if unknown == 0 || counting {
 		return unknown == 0
 	}
+	first, next := l.missing()
+	if first == nil || !pause(ctx, quietFor) {
+		return false
+	}
+	second, nextAgain := l.missing()
+	if second == nil || next != nextAgain || !maps.Equal(first, second) {
+		return false
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for c, n := range second {
+		c.buffered.Add(-n)
+		c.places[placeDamaged].Add(uint64(n))
+		l.unknown -= n
+	}
+	return l.unknown == 0
+}
+
+// missing compares the ledger with the queue and returns what each route has too few in the queue, and the sequence that
+// the next record will get. It returns nil when something was on its way between the two.
+func (l *lane) missing() (map[*cell]int64, buffer.Seq) {
 	before := l.queue.Stats()
 	left := make(map[*cell]int64)
 	var total int64
@@ -85,31 +118,27 @@ func (l *lane) attribute() bool {
 	})
 	after := l.queue.Stats()
 	if err != nil || before.Next != after.Next || after.WaitingBytes > 0 || uint64(total) != after.Records {
-		return false
+		return nil, 0
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	missing := make(map[*cell]int64)
 	var sum int64
 	for _, c := range l.ledger.all() {
-		if c.uplink == l.uplink && c.lane == l.kind {
-			n := c.buffered.Load() - left[c]
-			missing[c] = n
-			sum += n
-			if n < 0 {
-				return false
-			}
+		if c.uplink != l.uplink || c.lane != l.kind {
+			continue
 		}
+		n := c.buffered.Load() - left[c]
+		if n < 0 {
+			return nil, 0
+		}
+		missing[c] = n
+		sum += n
 	}
 	if sum != l.unknown {
-		return false // something was on its way between the buffer and the ledger
+		return nil, 0
 	}
-	for c, n := range missing {
-		c.buffered.Add(-n)
-		c.places[placeDamaged].Add(uint64(n))
-	}
-	l.unknown = 0
-	return true
+	return missing, after.Next
 }
 
 // runs is a set of sequences that mostly grows at its end.

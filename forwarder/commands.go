@@ -23,7 +23,14 @@ type commands struct {
 	deliver         message.Handler
 	results         *prometheus.CounterVec
 	log             *slog.Logger
+	// settled is when the devices have had time to connect again after the start. Until then a command that nobody
+	// subscribes to waits at the cloud.
+	settled time.Time
 }
+
+// commandGrace is how long after the start commands that nobody subscribes to are not given up: the cloud kept them while
+// the gateway was away, and hands them over before the devices are back.
+const commandGrace = 10 * time.Second
 
 type commandRule struct {
 	from string
@@ -37,7 +44,7 @@ const (
 	commandUnmapped  = "unmapped" // no rule is about its topic
 	commandInvalid   = "invalid"  // the local topic is not one a command may have
 	commandExpired   = "expired"
-	commandBusy      = "busy" // not taken now; the cloud will send it again
+	commandBusy      = "busy" // not taken now; it will be offered again
 	commandFailed    = "failed"
 )
 
@@ -94,6 +101,8 @@ func (c *commands) handle(ctx context.Context, m message.Message) (string, error
 	switch err := c.deliver(ctx, m); {
 	case err == nil:
 		return commandDelivered, nil
+	case errors.Is(err, message.ErrNoMatch) && time.Now().Before(c.settled):
+		return commandBusy, fmt.Errorf("deliver command: %w: nobody has subscribed to %q since the start", message.ErrBusy, local)
 	case errors.Is(err, message.ErrNoMatch):
 		return commandNobody, nil
 	case errors.Is(err, message.ErrInvalid), errors.Is(err, message.ErrTooLarge), errors.Is(err, message.ErrNotAllowed):

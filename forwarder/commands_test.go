@@ -5,12 +5,14 @@ import (
 	"errors"
 	"log/slog"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	"tidegate/config"
+	"tidegate/forwarder/pipeline"
 	"tidegate/message"
 )
 
@@ -74,6 +76,55 @@ func TestCommands(t *testing.T) {
 	}
 }
 
+// TestCommandsWaitForDevicesAfterTheStart: the cloud hands over what it kept before the devices are back. Such a command is
+// offered again for a while, and then given up.
+func TestCommandsWaitForDevicesAfterTheStart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		there := false
+		results := prometheus.NewCounterVec(prometheus.CounterOpts{Name: "x"}, []string{"uplink", "result"})
+		c := &commands{
+			gateway: "gw", uplink: "cloud", rules: []commandRule{{from: "#", to: mustTemplate(t, "{topic}")}}, results: results,
+			log: slog.New(slog.DiscardHandler), settled: time.Now().Add(commandGrace),
+			deliver: func(context.Context, message.Message) error {
+				if there {
+					return nil
+				}
+				return message.ErrNoMatch
+			},
+		}
+		offer := func() error { return c.accept(context.Background(), message.Message{Topic: "a"}) }
+		for range 3 {
+			if err := offer(); !errors.Is(err, message.ErrBusy) || errors.Is(err, message.ErrNoMatch) {
+				t.Errorf("nobody yet: %v", err)
+			}
+			time.Sleep(commandGrace / 4)
+		}
+		there = true
+		if err := offer(); err != nil {
+			t.Errorf("somebody subscribed: %v", err)
+		}
+		there = false
+		time.Sleep(commandGrace / 4)
+		if err := offer(); err != nil {
+			t.Errorf("still nobody: %v", err)
+		}
+		for result, want := range map[string]float64{commandBusy: 3, commandDelivered: 1, commandNobody: 1} {
+			if n := testutil.ToFloat64(results.WithLabelValues("cloud", result)); n != want {
+				t.Errorf("%g counted as %s, want %g", n, result, want)
+			}
+		}
+	})
+}
+
+func mustTemplate(t *testing.T, text string) pipeline.Template {
+	t.Helper()
+	tpl, err := pipeline.ParseTemplate(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return tpl
+}
+
 func TestCommandErrors(t *testing.T) {
 	for _, c := range []config.Command{{From: "a/#/b", To: "x"}, {From: "a", To: "{what}"}, {From: ""}} {
 		if _, err := compileCommands("gw", "cloud", []config.Command{c}); err == nil {
@@ -97,8 +148,8 @@ func TestCommandsThroughRun(t *testing.T) {
 		return cloud.handler
 	}
 	eventually(t, "the uplink runs", func() bool { return handler() != nil })
-	if err := handler()(context.Background(), message.Message{Topic: "cmd/x"}); err != nil {
-		t.Error(err)
+	if err := handler()(context.Background(), message.Message{Topic: "cmd/x"}); !errors.Is(err, message.ErrBusy) {
+		t.Errorf("right after the start: %v", err)
 	}
 	if e := r.entry("all", "cloud"); e.Taken != 0 {
 		t.Errorf("a command went up again: %+v", e)

@@ -52,6 +52,9 @@ type drain struct {
 	quota     backoff
 	forbidden backoff
 	last      *cell // of the last record
+	// gently: the last pass ended with a refusal, so the next one begins with one record in flight. What is in flight behind
+	// a refused record is taken before it, and that need not happen on every try.
+	gently bool
 
 	inFlight atomic.Int64
 	mu       sync.Mutex
@@ -85,11 +88,13 @@ func (d *drain) after(ctx context.Context, link Link, e ending) {
 	switch {
 	case ctx.Err() != nil:
 	case e.verdict == later:
+		d.gently = true
 		if e.delivered > 0 {
 			d.quota.reset()
 		}
 		d.rest(ctx, "quota", e.why, d.quota.next(d.times.quotaMin, d.times.quotaMax))
 	case e.verdict != accepted:
+		d.gently = true
 		d.rest(ctx, "forbidden", e.why, d.forbidden.next(d.times.forbiddenMin, d.times.forbiddenMax))
 	}
 }

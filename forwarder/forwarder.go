@@ -18,6 +18,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
@@ -36,6 +37,7 @@ type Forwarder struct {
 	chain    *pipeline.Chain
 	outs     []*output
 	ledger   *ledger
+	lanes    []*lane   // of all outputs, and of uplinks that are configured no more
 	cells    [][]*cell // by route and uplink, for what is configured
 	metrics  *metrics
 	receipts *receipts
@@ -90,32 +92,78 @@ func New(c *config.Config, log *buffer.Log, links map[string]Uplink, logger *slo
 		}
 		f.cells = append(f.cells, row)
 	}
+	lost := lostAtOpen(log, names)
 	for i, name := range names {
 		link := links[name]
 		if link == nil {
 			return nil, fmt.Errorf("forwarder: uplink %s has no connection", name)
 		}
-		o, err := f.newOutput(i, name, c.Uplinks[name], link)
+		o, err := f.newOutput(i, name, c.Uplinks[name], link, &lost)
 		if err != nil {
 			return nil, fmt.Errorf("forwarder: uplink %s: %w", name, err)
 		}
 		f.outs = append(f.outs, o)
 	}
-	f.warnOfOrphans()
+	if err := f.adoptOrphans(lost); err != nil {
+		return nil, err
+	}
 	return f, nil
 }
 
-// warnOfOrphans tells of records that no configured uplink will send.
-func (f *Forwarder) warnOfOrphans() {
+// adoptOrphans puts records that no configured uplink will send into the ledger, under the uplink they were for.
+func (f *Forwarder) adoptOrphans(lost uint64) error {
 	for _, q := range f.log.Queues() {
-		if !q.Declared && q.Records > 0 && strings.HasPrefix(q.Name, "uplink/") {
-			f.logger.Warn("the buffer holds records of an uplink that is not configured; they stay until they are purged",
-				"queue", q.Name, "records", q.Records)
+		name, kind, ok := splitLaneName(q.Name)
+		if !ok || q.Declared || q.Records == 0 {
+			continue
 		}
+		f.logger.Warn("the buffer holds records of an uplink that is not configured; they stay until they are purged",
+			"queue", q.Name, "records", q.Records)
+		index := slices.Index(f.ledger.uplinks, name)
+		if index < 0 {
+			index = len(f.ledger.uplinks)
+			f.ledger.uplinks = append(f.ledger.uplinks, name)
+		}
+		l := newLane(kind, index, f.ledger, nil, f.damage)
+		var err error
+		if lost, err = l.open(f.log, q.Name, nil, lost); err != nil {
+			return fmt.Errorf("forwarder: records of uplink %s: %w", name, err)
+		}
+		f.lanes = append(f.lanes, l)
 	}
+	return nil
 }
 
-func (f *Forwarder) newOutput(index int, name string, c config.Uplink, link Uplink) (*output, error) {
+// lostAtOpen returns how many records the log has lost since it was opened, before any queue was declared and could be told.
+func lostAtOpen(log *buffer.Log, uplinks []string) uint64 {
+	for _, name := range uplinks {
+		for kind := range pipeline.Lanes {
+			if q := log.Lookup(laneName(name, kind)); q != nil {
+				steadyStats(q)
+			}
+		}
+	}
+	return log.Stats().Damaged
+}
+
+// laneName is the name of a lane's queue in the log.
+func laneName(uplink string, kind pipeline.Lane) string {
+	return "uplink/" + uplink + "/" + kind.String()
+}
+
+// splitLaneName reads what laneName wrote.
+func splitLaneName(queue string) (uplink string, kind pipeline.Lane, ok bool) {
+	for kind := range pipeline.Lanes {
+		rest, inLane := strings.CutSuffix(queue, "/"+kind.String())
+		if name, ok := strings.CutPrefix(rest, "uplink/"); ok && inLane && name != "" {
+			return name, kind, true
+		}
+	}
+	return "", 0, false
+}
+
+// newOutput declares the queues of an uplink. lost counts records that the log lost and nobody accounted for yet.
+func (f *Forwarder) newOutput(index int, name string, c config.Uplink, link Uplink, lost *uint64) (*output, error) {
 	o := &output{name: name, index: index, uplink: link, ledger: f.ledger, gaps: newGaps(f.metrics.gapsLost.WithLabelValues(name))}
 	logger := f.logger.With("uplink", name)
 	var err error
@@ -131,13 +179,17 @@ func (f *Forwarder) newOutput(index int, name string, c config.Uplink, link Upli
 		limit = defaultMaxBytes
 	}
 	o.bound = f.log.NewBound(limit, policy)
+	if err := o.gaps.open(f.log, "gaps/"+name, logger); err != nil {
+		return nil, err
+	}
 	// The normal lane joins the bound first, so it is evicted first.
 	for kind := range pipeline.Lanes {
 		l := newLane(kind, index, f.ledger, o.gaps, f.damage)
-		if err := l.open(f.log, "uplink/"+name+"/"+kind.String(), o.bound); err != nil {
+		if *lost, err = l.open(f.log, laneName(name, kind), o.bound, *lost); err != nil {
 			return nil, err
 		}
 		o.queues[kind], o.lanes[kind] = l.queue, l
+		f.lanes = append(f.lanes, l)
 	}
 	o.dead = &deadLetters{log: f.log, logger: logger, evicted: f.metrics.deadLost.WithLabelValues(name)}
 	if err := o.dead.open("dead/" + name); err != nil {
@@ -152,7 +204,8 @@ const defaultMaxBytes = 512 << 20
 
 // Run keeps the uplinks connected and sends until ctx ends. Then it stops sending, gives acknowledgements on the way a short
 // time to arrive, lets the uplinks say goodbye, and returns when every goroutine it started has ended. Commands of the
-// cloud are handed to deliver. An error means that an uplink ended although it should not have.
+// cloud are handed to deliver; one that nobody subscribes to is offered again in the first 10 s, in which devices connect
+// again, and given up after that. An error means that an uplink ended although it should not have.
 func (f *Forwarder) Run(ctx context.Context, deliver message.Handler) error {
 	sending, stopSending := context.WithCancel(ctx)
 	defer stopSending()
@@ -160,12 +213,13 @@ func (f *Forwarder) Run(ctx context.Context, deliver message.Handler) error {
 	connected, disconnect := context.WithCancel(context.WithoutCancel(ctx))
 	defer disconnect()
 
+	settled := time.Now().Add(commandGrace)
 	var links errgroup.Group
 	var drains sync.WaitGroup
 	for _, o := range f.outs {
 		c := &commands{
 			gateway: f.gateway, uplink: o.name, rules: o.rules, deliver: deliver, results: f.metrics.commands,
-			log: f.logger.With("uplink", o.name),
+			log: f.logger.With("uplink", o.name), settled: settled,
 		}
 		links.Go(func() error { // ends with connected
 			err := o.uplink.Run(connected, c.accept)
@@ -178,27 +232,31 @@ func (f *Forwarder) Run(ctx context.Context, deliver message.Handler) error {
 		drains.Go(func() { o.drain.run(sending) }) // ends with sending
 	}
 	drains.Go(func() { f.count(sending) }) // ends with sending
+	keeping, stopKeeping := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopKeeping()
+	var keepers sync.WaitGroup
+	for _, o := range f.outs {
+		keepers.Go(func() { o.gaps.keep(keeping) }) // ends with keeping, after the drains
+	}
 	<-sending.Done()
 	drains.Wait()
+	stopKeeping()
+	keepers.Wait()
 	disconnect()
 	return links.Wait()
 }
 
 // count puts what was found on disk into the ledger, one lane after the other, and then what the disk loses.
 func (f *Forwarder) count(ctx context.Context) {
-	for _, o := range f.outs {
-		for _, l := range o.lanes {
-			if err := l.countRecovered(ctx); err != nil {
-				f.logger.Warn("the ledger does not show all recovered records", "uplink", o.name, "err", err)
-			}
+	for _, l := range f.lanes {
+		if err := l.countRecovered(ctx); err != nil {
+			f.logger.Warn("the ledger does not show all recovered records", "uplink", f.ledger.uplinks[l.uplink], "err", err)
 		}
 	}
 	for {
 		open := false
-		for _, o := range f.outs {
-			for _, l := range o.lanes {
-				open = !l.attribute() || open
-			}
+		for _, l := range f.lanes {
+			open = !l.attribute(ctx) || open
 		}
 		if open {
 			if !pause(ctx, attributeEvery) {

@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"tidegate/buffer"
 )
 
 // Bounds of the gap reports. Reports beyond maxGaps push out the oldest one, which is counted; a report goes out at most
@@ -17,48 +19,69 @@ const (
 	gapRetry = 10 * time.Minute
 )
 
-// gaps keeps the reports of one uplink until the cloud acknowledged them. They are kept in memory only: after a restart
-// the sequence numbers themselves still show that something is missing.
+// gaps keeps the reports of one uplink until the cloud acknowledged them, in memory and on disk (gapstore.go).
 type gaps struct {
-	lost prometheus.Counter
-	wake chan struct{} // capacity 1
-	some atomic.Bool   // there are reports; lets a drain at full speed pass by without the lock
+	lost  prometheus.Counter
+	store gapStore
+	wake  chan struct{} // capacity 1
+	some  atomic.Bool   // there are reports; lets a drain at full speed pass by without the lock
 
-	mu     sync.Mutex
-	list   []gapReport
-	next   time.Time // no report goes out before
-	closes int       // how often in a row the peer closed the connection on one
+	mu      sync.Mutex
+	list    []*gapReport
+	sending *gapReport   // taken by due; nil: none
+	gone    []buffer.Seq // on disk and needed no more
+	next    time.Time    // no report goes out before
+	closes  int          // how often in a row the peer closed the connection on one
 }
 
 func newGaps(lost prometheus.Counter) *gaps {
-	return &gaps{lost: lost, wake: make(chan struct{}, 1)}
+	return &gaps{lost: lost, store: gapStore{wake: make(chan struct{}, 1)}, wake: make(chan struct{}, 1)}
 }
 
-// add notes a range. It joins a range it continues.
+// add notes a range, unless g is nil. It joins a range it continues. It may run within a call of the log, and does not call it.
 func (g *gaps) add(r gapReport) {
+	if g == nil {
+		return
+	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	defer signal(g.store.wake)
 	for i := len(g.list) - 1; i >= 0 && i >= len(g.list)-4; i-- {
-		o := &g.list[i]
+		o := g.list[i]
 		if o.epoch == r.epoch && o.lane == r.lane && o.reason == r.reason && o.to+1 == r.from {
-			o.to = r.to
+			o.to, o.unsaved = r.to, true
 			return
 		}
 	}
 	if len(g.list) >= maxGaps {
+		g.end(g.list[0])
 		copy(g.list, g.list[1:])
 		g.list = g.list[:maxGaps-1]
 		g.lost.Inc()
 	}
-	g.list = append(g.list, r)
+	r.unsaved = true
+	g.list = append(g.list, &r)
 	g.some.Store(true)
+	signal(g.wake)
+}
+
+// signal wakes up whoever waits on c, which has a capacity of 1, now or later.
+func signal(c chan<- struct{}) {
 	select {
-	case g.wake <- struct{}{}:
+	case c <- struct{}{}:
 	default:
 	}
 }
 
-// due takes the report that is to be sent now, if there is one. It comes back by failed.
+// end notes that a report is needed no more; mu is held.
+func (g *gaps) end(r *gapReport) {
+	r.over = true
+	g.gone = append(g.gone, r.stored...)
+	r.stored = nil
+	signal(g.store.wake)
+}
+
+// due takes the report that is to be sent now, if there is one. It ends by arrived or comes back by failed.
 func (g *gaps) due() *gapReport {
 	if !g.some.Load() {
 		return nil
@@ -69,11 +92,11 @@ func (g *gaps) due() *gapReport {
 	if len(g.list) == 0 || now.Before(g.next) {
 		return nil
 	}
-	r := g.list[0]
+	g.sending = g.list[0]
 	g.list = g.list[1:]
 	g.some.Store(len(g.list) > 0)
 	g.next = now.Add(gapInterval)
-	return &r
+	return g.sending
 }
 
 // delay returns how long until a report is due, and whether there is one at all.
@@ -87,17 +110,19 @@ func (g *gaps) delay() (time.Duration, bool) {
 }
 
 // arrived notes that the cloud has a report.
-func (g *gaps) arrived() {
+func (g *gaps) arrived(r *gapReport) {
 	g.mu.Lock()
-	g.closes = 0
-	g.mu.Unlock()
+	defer g.mu.Unlock()
+	g.closes, g.sending = 0, nil
+	g.end(r)
 }
 
 // failed takes back a report that the cloud does not have, to be sent after rest.
 func (g *gaps) failed(r *gapReport, rest time.Duration) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.list = append([]gapReport{*r}, g.list...)
+	g.sending = nil
+	g.list = append([]*gapReport{r}, g.list...)
 	g.some.Store(true)
 	g.next = time.Now().Add(max(rest, gapInterval))
 }

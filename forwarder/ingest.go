@@ -110,17 +110,16 @@ func (f *Forwarder) taken(s *scratch, pos buffer.Pos, at time.Time) {
 		switch {
 		case c.Merged:
 			k.take(placeMerged)
+			s.stored = append(s.stored, stored{k, placeMerged})
 		case c.Err != nil:
 			k.take(placeDead)
+			s.stored = append(s.stored, stored{k, placeDead})
 		default:
 			k.takeBuffered()
-			s.stored = append(s.stored, stored{f.outs[c.Uplink].lanes[c.Route.Lane], k})
+			s.stored = append(s.stored, stored{k, placeCount})
 		}
 	}
-	a := arrival{pos: pos, at: at}
-	if len(s.stored) > 0 {
-		a.first = s.stored[0]
-	}
+	a := arrival{pos: pos, at: at, first: s.stored[0]}
 	if len(s.stored) > 1 {
 		a.others = append(a.others, s.stored[1:]...)
 	}

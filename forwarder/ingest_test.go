@@ -228,6 +228,33 @@ func TestEvictionIsCountedAndAnnounced(t *testing.T) {
 	r.eventuallyBalanced()
 }
 
+// TestFailedDiskRefusesEveryCopy: also a dead letter and a merged copy that never reached the disk are refused ones.
+func TestFailedDiskRefusesEveryCopy(t *testing.T) {
+	disk := &badDisk{}
+	cfg := testConfig(map[string]config.Route{
+		"a": {From: []string{"#"}}, "b": {From: []string{"#"}}, "u": {From: []string{"#"}, Topic: "{user}"},
+	}, "cloud")
+	cloud := newFakeCloud(takeAll)
+	r := openWith(t, t.TempDir(), cfg, map[string]*fakeCloud{"cloud": cloud}, buffer.Options{FS: disk})
+	defer r.close()
+	r.send("t", "1")
+	disk.failing.Store(true)
+	tk, err := r.f.Ingest(message.Message{Topic: "t", Payload: []byte("2"), Source: message.Source{Client: "c"}})
+	if err == nil {
+		err = tk.Wait(context.Background())
+	}
+	if err == nil {
+		t.Fatal("the disk took it")
+	}
+	for route, place := range map[string]string{"a": "buffered", "b": "merged", "u": "dead"} {
+		eventually(t, "the copy of "+route+" is refused", func() bool {
+			e := r.entry(route, "cloud")
+			return e.Taken == 2 && e.Places[place] == 1 && e.Places["refused"] == 1
+		})
+	}
+	disk.failing.Store(false)
+}
+
 // TestFailedDisk: what the disk does not take is not the gateway's, and the ledger says so.
 func TestFailedDisk(t *testing.T) {
 	disk := &badDisk{}

@@ -1,7 +1,7 @@
 package forwarder
 
 import (
-	"math"
+	"cmp"
 	"sync"
 
 	"tidegate/buffer"
@@ -14,8 +14,13 @@ type lane struct {
 	queue  *buffer.Queue
 	uplink int
 	ledger *ledger
-	gaps   *gaps
+	gaps   *gaps           // nil: nobody is told of what will not come
 	damage chan<- struct{} // is told when unknown grew
+
+	// epoch stands in for that of a record of which only the sequence is known.
+	epoch uint64
+	// unnamed counts the records whose route is not known: at the start all that are on disk.
+	unnamed *cell
 
 	// mu guards the accounting. It is never held while calling the log.
 	mu sync.Mutex
@@ -26,25 +31,36 @@ type lane struct {
 }
 
 func newLane(kind pipeline.Lane, uplink int, l *ledger, g *gaps, damage chan<- struct{}) *lane {
-	return &lane{
-		kind: kind, uplink: uplink, ledger: l, gaps: g, damage: damage,
-		// Until open knows more, whatever leaves was there before: the buffer may evict as soon as it knows the bound.
-		census: census{top: math.MaxUint64},
-	}
+	return &lane{kind: kind, uplink: uplink, ledger: l, gaps: g, damage: damage, unnamed: l.cell(nil, uplink, kind)}
 }
 
-// open declares the queue in the log.
-func (l *lane) open(log *buffer.Log, name string, bound *buffer.Bound) error {
-	q, err := log.Queue(name, buffer.QueueOptions{Bound: bound, OnDrop: l.dropped})
-	if err != nil {
-		return err
+// open declares the queue in the log. What is in it is counted before that, because the buffer may evict as soon as it
+// knows the bound. lost is how many records of the log were lost since it was opened and are not accounted for yet; open
+// returns what is left of them.
+func (l *lane) open(log *buffer.Log, name string, bound *buffer.Bound, lost uint64) (uint64, error) {
+	if q := log.Lookup(name); q != nil {
+		s := steadyStats(q)
+		l.census.top = s.Next - 1
+		mine := min(lost, s.Damaged)
+		lost -= mine
+		l.unnamed.recovered.Add(int64(s.Records + mine))
+		l.unnamed.buffered.Add(int64(s.Records))
+		l.unnamed.places[placeDamaged].Add(mine)
 	}
+	l.epoch = log.Epoch()
+	q, err := log.Queue(name, buffer.QueueOptions{Bound: bound, OnDrop: l.dropped})
 	l.queue = q
-	next := q.Stats().Next
-	l.mu.Lock()
-	l.census.top = next - 1
-	l.mu.Unlock()
-	return nil
+	return lost, err
+}
+
+// steadyStats looks at a queue until looking, which reads its first record, no more finds damage.
+func steadyStats(q *buffer.Queue) buffer.QueueStats {
+	for s := q.Stats(); ; {
+		last := s
+		if s = q.Stats(); s.Records == last.Records {
+			return s
+		}
+	}
 }
 
 // ackList gathers records that leave a lane together.
@@ -81,7 +97,7 @@ func (l *lane) release(a *ackList) {
 		fresh = fresh[1:]
 		l.leave(k.f.cell, k.f.seq, k.p)
 		if k.p != placeDelivered {
-			l.gaps.add(gapReport{k.f.epoch, l.kind, k.f.seq, k.f.seq, k.p.String()})
+			l.gaps.add(gapReport{epoch: k.f.epoch, lane: l.kind, from: k.f.seq, to: k.f.seq, reason: k.p.String()})
 		}
 	}
 }
@@ -114,7 +130,7 @@ func (l *lane) dropped(_ *buffer.Queue, why buffer.Reason, recs []buffer.Rec) {
 			route, _, _ := splitRecord(r.Data)
 			l.leave(l.ledger.cell(route, l.uplink, l.kind), r.Seq, p)
 		}
-		l.gaps.add(gapReport{r.Epoch, l.kind, r.Seq, r.Seq, p.String()})
+		l.gaps.add(gapReport{epoch: cmp.Or(r.Epoch, l.epoch), lane: l.kind, from: r.Seq, to: r.Seq, reason: p.String()})
 	}
 }
 
@@ -123,7 +139,7 @@ func (l *lane) dropped(_ *buffer.Queue, why buffer.Reason, recs []buffer.Rec) {
 func (l *lane) leave(c *cell, seq buffer.Seq, p place) {
 	c.places[p].Add(1)
 	if l.census.uncounted(seq) {
-		c.recovered.Add(1)
+		l.found(c)
 		if seq > l.census.at {
 			l.census.left.add(seq)
 		}
@@ -135,7 +151,7 @@ func (l *lane) leave(c *cell, seq buffer.Seq, p place) {
 // lost counts a record that the disk lost, of which only the sequence is known.
 func (l *lane) lost(seq buffer.Seq) {
 	if l.census.uncounted(seq) {
-		l.leave(l.ledger.cell(nil, l.uplink, l.kind), seq, placeDamaged)
+		l.leave(l.unnamed, seq, placeDamaged)
 		return
 	}
 	l.unknown++
@@ -143,10 +159,4 @@ func (l *lane) lost(seq buffer.Seq) {
 	case l.damage <- struct{}{}:
 	default:
 	}
-}
-
-// refuse counts a copy that the disk failed to take.
-func (l *lane) refuse(c *cell) {
-	c.places[placeRefused].Add(1)
-	c.buffered.Add(-1)
 }

@@ -42,7 +42,7 @@ type cell struct {
 	cellKey
 
 	taken     atomic.Uint64 // copies made of messages since the start
-	recovered atomic.Uint64 // copies found on disk
+	recovered atomic.Int64  // copies found on disk; falls where they are found to be another route's
 	buffered  atomic.Int64
 	places    [placeCount]atomic.Uint64
 }
@@ -55,6 +55,17 @@ func (c *cell) take(p place) {
 func (c *cell) takeBuffered() {
 	c.taken.Add(1)
 	c.buffered.Add(1)
+}
+
+// refuse moves a copy that never reached the disk from where it was counted to the refused ones; placeCount stands for
+// buffered.
+func (c *cell) refuse(from place) {
+	c.places[placeRefused].Add(1)
+	if from == placeCount {
+		c.buffered.Add(-1)
+		return
+	}
+	c.places[from].Add(^uint64(0)) // minus one
 }
 
 // ledger accounts for every copy: message × route × uplink.
@@ -78,7 +89,8 @@ func newLedger(uplinks []string) *ledger {
 
 // cell returns the cell of a route, making it when it is new: records on disk may belong to routes that are configured no
 // more. The name may be bytes of a record; it is copied only then. An empty name stands for records whose route is not
-// known because the disk lost them before they were counted.
+// known: not yet, because they were on disk at the start and the census has not come to them, or never, because the disk
+// lost them before that.
 func (l *ledger) cell(route []byte, uplink int, lane pipeline.Lane) *cell {
 	l.mu.RLock()
 	c := l.cells[cellKey{string(route), uplink, lane}]
@@ -143,6 +155,9 @@ type Ledger struct {
 func (l *ledger) snapshot() Ledger {
 	s := Ledger{Unrouted: l.unrouted.Load()}
 	for _, c := range l.all() {
+		if c.route == "" && c.recovered.Load() == 0 {
+			continue // every route is known
+		}
 		n := len(s.Entries)
 		if up := l.uplinks[c.uplink]; n == 0 || s.Entries[n-1].Route != c.route || s.Entries[n-1].Uplink != up {
 			s.Entries = append(s.Entries, Entry{Route: c.route, Uplink: up, Places: make(map[string]uint64, placeCount+1)})
@@ -150,7 +165,7 @@ func (l *ledger) snapshot() Ledger {
 		}
 		e := &s.Entries[n-1]
 		e.Taken += c.taken.Load()
-		e.Recovered += c.recovered.Load()
+		e.Recovered += uint64(max(c.recovered.Load(), 0))
 		for p := range placeCount {
 			e.Places[p.String()] += c.places[p].Load()
 		}

@@ -134,7 +134,12 @@ func TestRecoveredRecordsAreCounted(t *testing.T) {
 	r.close()
 
 	delete(cfg.Routes, "b")
-	r = open(t, dir, cfg, map[string]*fakeCloud{"cloud": off}).start()
+	r = open(t, dir, cfg, map[string]*fakeCloud{"cloud": off})
+	if e := r.entry("", "cloud"); e.Recovered != 2*n || e.Places["buffered"] != 2*n {
+		t.Errorf("before they are counted by route: %+v", e)
+	}
+	r.balance()
+	r.start()
 	eventually(t, "all are counted", func() bool {
 		return r.entry("a", "cloud").Places["buffered"] == n && r.entry("b", "cloud").Places["buffered"] == n
 	})
@@ -160,8 +165,9 @@ func TestRecoveredRecordsAreCounted(t *testing.T) {
 
 // TestDamageFindsItsPlace: records that the disk loses while they wait are found out by their route.
 func TestDamageFindsItsPlace(t *testing.T) {
-	for name, restart := range map[string]bool{"while running": false, "before the start": true} {
+	for _, name := range []string{"while running", "before the start", "after a crash"} {
 		t.Run(name, func(t *testing.T) {
+			restart := name != "while running"
 			dir := t.TempDir()
 			cloud := newFakeCloud(takeAll)
 			cloud.setOffline(true)
@@ -172,12 +178,19 @@ func TestDamageFindsItsPlace(t *testing.T) {
 				r.send("a", strconv.Itoa(i+1))
 				r.send("b", "the payload that is hit, number "+strconv.Itoa(i+1))
 			}
+			if name == "after a crash" { // the last segment is read when the log is opened
+				left := t.TempDir()
+				copyDir(t, dir, left)
+				dir = left
+			}
 			if restart {
 				r.close()
 			}
 			flip(t, dir, "is hit, number 20")
 			if restart {
-				r = open(t, dir, cfg, clouds).start()
+				r = open(t, dir, cfg, clouds)
+				r.balance() // right away
+				r.start()
 			}
 			cloud.setOffline(false)
 			eventually(t, "the queue is empty", func() bool { return r.queued() == 0 })
@@ -194,6 +207,36 @@ func TestDamageFindsItsPlace(t *testing.T) {
 			}
 			r.close()
 		})
+	}
+}
+
+// TestOrphansAreInTheLedger: the records of an uplink that is configured no more stay buffered, under its name, until the
+// operator removes them.
+func TestOrphansAreInTheLedger(t *testing.T) {
+	dir := t.TempDir()
+	cloud := newFakeCloud(takeAll)
+	cloud.setOffline(true)
+	r := open(t, dir, testConfig(nil, "old"), map[string]*fakeCloud{"old": cloud}).start()
+	for i := range 10 {
+		r.send("a", strconv.Itoa(i+1))
+	}
+	r.close()
+
+	r = open(t, dir, testConfig(nil, "new"), map[string]*fakeCloud{"new": cloud})
+	if e := r.entry("", "old"); e.Recovered != 10 || e.Places["buffered"] != 10 {
+		t.Errorf("at the start: %+v", e)
+	}
+	r.start()
+	defer r.close()
+	eventually(t, "they are counted by route", func() bool { return r.entry("all", "old").Places["buffered"] == 10 })
+	if n := r.log.Lookup("uplink/old/normal").Purge(); n != 10 {
+		t.Errorf("purged %d", n)
+	}
+	if e := r.entry("all", "old"); e.Recovered != 10 || e.Places["purged"] != 10 || e.Places["buffered"] != 0 {
+		t.Errorf("after the purge: %+v", e)
+	}
+	if n := len(r.f.Status()); n != 1 {
+		t.Errorf("%d uplinks in the status", n)
 	}
 }
 

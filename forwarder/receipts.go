@@ -27,10 +27,11 @@ type arrival struct {
 	others []stored // nil for most messages: they have one copy
 }
 
-// stored is one copy of a message in the buffer.
+// stored is one copy of a message and where it was counted when it was appended. A copy that was merged counts here as
+// well: what it went into may fail.
 type stored struct {
-	lane *lane // nil: a dead letter
-	cell *cell
+	cell  *cell
+	place place // placeCount: buffered
 }
 
 // add is called with rising positions, nearly: two goroutines may swap places between their append and this call, which
@@ -90,8 +91,6 @@ func (a *arrival) settled(err error) {
 		if i >= 0 {
 			s = a.others[i]
 		}
-		if s.lane != nil {
-			s.lane.refuse(s.cell)
-		}
+		s.cell.refuse(s.place)
 	}
 }

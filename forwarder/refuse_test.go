@@ -216,6 +216,7 @@ func TestFlappingLineCondemnsNothing(t *testing.T) {
 				t.Errorf("life %v: %d good records became dead letters", life, e.Places["dead"])
 			}
 			good.Store(true)
+			c.drop(true) // the connection that was made meanwhile may have got records as a bad one
 			waitEmpty(r, 10*time.Minute)
 			checkOrder(t, c.records(), map[string]int{"dev a": 10})
 		})
@@ -519,5 +520,51 @@ func TestQuotaPerSecond(t *testing.T) {
 			t.Errorf("took %v, 30 s would be perfect", took)
 		}
 		checkOrder(t, c.records(), map[string]int{"dev a": 300})
+	})
+}
+
+// TestOrderAfterRefusals: what was in flight behind a record that is refused for the moment comes before it, once. Each
+// further try begins with that record alone, so a cloud that keeps refusing does not mix up the rest.
+func TestOrderAfterRefusals(t *testing.T) {
+	refusals, started := 0, false
+	decide := func(_ *fakeCloud, _ int, m message.Message, _ Identity) act {
+		n, err := strconv.Atoi(string(m.Payload))
+		if err != nil {
+			return ack
+		}
+		if n == 1 {
+			started = true
+		}
+		if started && refusals < 5 && n%50 == 1 {
+			refusals++
+			return act{err: ErrQuota, delay: 20 * time.Millisecond}
+		}
+		return act{take: true, delay: 20 * time.Millisecond}
+	}
+	inBubble(t, testConfig(nil, "cloud"), decide, func(r *rig, c *fakeCloud) {
+		c.setOffline(true)
+		c.mu.Lock()
+		c.window = 10
+		c.mu.Unlock()
+		for i := range 100 {
+			r.send("a", strconv.Itoa(i+1))
+		}
+		c.setOffline(false)
+		waitEmpty(r, 10*time.Minute)
+		var late int
+		highest := 0
+		for _, a := range c.records() {
+			n, err := strconv.Atoi(a.payload)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if n < highest {
+				late++
+			}
+			highest = max(highest, n)
+		}
+		if late > 1 {
+			t.Errorf("%d records came after a later one; want the first that was refused and no other", late)
+		}
 	})
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"strconv"
 	"time"
 
 	"tidegate/buffer"
@@ -17,18 +18,45 @@ type gapReport struct {
 	lane     pipeline.Lane
 	from, to buffer.Seq
 	reason   string
+
+	// What follows belongs to the gaps it is kept in.
+
+	stored  []buffer.Seq // where it is on disk, or a part of it
+	unsaved bool         // not all of it is
+	over    bool         // it is needed no more
+}
+
+// gapText is a report as it is sent and kept.
+type gapText struct {
+	Epoch  string `json:"epoch"`
+	Lane   string `json:"lane"`
+	From   uint64 `json:"from"`
+	To     uint64 `json:"to"`
+	Reason string `json:"reason"`
+	Count  uint64 `json:"count"`
 }
 
 // MarshalJSON writes the payload of a report.
 func (g *gapReport) MarshalJSON() ([]byte, error) {
-	return json.Marshal(struct {
-		Epoch  string `json:"epoch"`
-		Lane   string `json:"lane"`
-		From   uint64 `json:"from"`
-		To     uint64 `json:"to"`
-		Reason string `json:"reason"`
-		Count  uint64 `json:"count"`
-	}{epochText(g.epoch), g.lane.String(), uint64(g.from), uint64(g.to), g.reason, uint64(g.to-g.from) + 1})
+	return json.Marshal(gapText{epochText(g.epoch), g.lane.String(), uint64(g.from), uint64(g.to), g.reason, uint64(g.to-g.from) + 1})
+}
+
+// readGapReport reads what MarshalJSON wrote.
+func readGapReport(b []byte) (*gapReport, error) {
+	var t gapText
+	if err := json.Unmarshal(b, &t); err != nil {
+		return nil, fmt.Errorf("read gap report: %w", err)
+	}
+	epoch, err := strconv.ParseUint(t.Epoch, 36, 64)
+	if err != nil || t.From == 0 || t.To < t.From {
+		return nil, fmt.Errorf("read gap report: epoch %q, %d to %d is no range", t.Epoch, t.From, t.To)
+	}
+	for lane := range pipeline.Lanes {
+		if lane.String() == t.Lane {
+			return &gapReport{epoch: epoch, lane: lane, from: buffer.Seq(t.From), to: buffer.Seq(t.To), reason: t.Reason}, nil
+		}
+	}
+	return nil, fmt.Errorf("read gap report: there is no lane %q", t.Lane)
 }
 
 // reportMessage makes the message that announces a gap to the cloud.
@@ -73,7 +101,7 @@ func (s *stream) settleReport(f *flight, err error) {
 	s.window.answer(f)
 	s.pending = false
 	if v == accepted {
-		s.d.out.gaps.arrived()
+		s.d.out.gaps.arrived(f.report)
 		return
 	}
 	s.d.log.Warn("the cloud refused a report of records that will not come", "err", err)

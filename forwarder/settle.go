@@ -73,7 +73,8 @@ func (s *stream) done(f *flight, p place) {
 	s.land(f)
 }
 
-// widen lets more into flight again, step by step, after a suspected record turned out to be good.
+// widen lets more into flight again, step by step, after a suspected record turned out to be good or the cloud takes
+// records again.
 func (s *stream) widen() {
 	if s.limit == 0 || s.delivered < s.limit {
 		return

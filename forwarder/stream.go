@@ -23,8 +23,8 @@ type stream struct {
 	acks    [pipeline.Lanes]ackList
 	slab    []flight
 
-	// limit bounds what is in flight while a record is suspected of making the peer close the connection; 0: no bound
-	// but the link's.
+	// limit bounds what is in flight while a record is suspected of making the peer close the connection, and after a
+	// refusal; 0: no bound but the link's.
 	limit   int
 	careful bool
 
@@ -87,10 +87,13 @@ func (s *stream) run(ctx context.Context) ending {
 // that what follows can be blamed on the record.
 func (s *stream) prepare(ctx context.Context) bool {
 	s.limit, s.careful = 0, s.d.suspect.active()
+	if s.careful || s.d.gently {
+		s.limit = 1
+	}
+	s.d.gently = false
 	if !s.careful {
 		return false
 	}
-	s.limit = 1
 	proven, standing := false, true
 	for deadline := time.Now().Add(s.d.times.prove); standing && !proven && time.Now().Before(deadline); {
 		if proven = s.link.Proven(); !proven {

@@ -148,7 +148,6 @@ func (g *gateway) wireForwarder(reg prometheus.Registerer) error {
 			return &startError{exitConfig, advice, err}
 		}
 		client.SetVersion(buildVersion())
-		client.SetVersion(buildVersion())
 		links[name] = uplinkPort{client}
 	}
 	var err error

@@ -45,7 +45,7 @@ type Copy struct {
 	Uplink int
 	// Topic is the resulting topic.
 	Topic string
-	// Err says why Topic is no valid topic name. Such a copy belongs to the dead letters.
+	// Err says why Topic is no topic name that a copy may have. Such a copy belongs to the dead letters.
 	Err error
 	// Merged: another copy reaches the same uplink under the same topic, so this one is not sent.
 	Merged bool
@@ -235,6 +235,10 @@ func (c *Chain) expand(h *hit, up int, topic string, src message.Source) result 
 	t, err := h.route.topic.Expand(Values{
 		Gateway: c.gateway, Uplink: c.uplinks[up], Topic: topic, Rest: h.rest, Source: src,
 	})
+	if err == nil && message.Reserved(t) && !h.route.topic.serviceTopic() {
+		// A device could otherwise write the gateway's own topics at the cloud, such as its status.
+		err = fmt.Errorf("expand topic template: %w: topic %q belongs to the gateway or the broker", message.ErrInvalid, t)
+	}
 	return result{t, err}
 }
 

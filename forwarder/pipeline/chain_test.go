@@ -1,6 +1,7 @@
 package pipeline
 
 import (
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"slices"
@@ -79,6 +80,35 @@ func TestReservedTopicsMatchNoRoute(t *testing.T) {
 	}
 	if got := c.Process(nil, message.Message{Topic: "tidegated"}); len(got) != 1 {
 		t.Error("tidegated is an ordinary topic")
+	}
+}
+
+// A device must not reach the gateway's own topics, or the broker's, at the cloud by what a template makes of its topic.
+func TestReservedResultsAreNotSent(t *testing.T) {
+	c := mustCompile(t, map[string]config.Route{"cut": {From: []string{"plant/#"}, Topic: "{rest}"}, "user": {From: []string{"u"}, Topic: "{user}"}}, "up")
+	for _, m := range []message.Message{
+		{Topic: "plant/$SYS/x"},
+		{Topic: "plant/tidegate/g13/status"},
+		{Topic: "plant/tidegate"},
+		{Topic: "u", Source: message.Source{User: "$share"}},
+	} {
+		got := c.Process(nil, m)
+		if len(got) != 1 || !errors.Is(got[0].Err, message.ErrInvalid) {
+			t.Errorf("%s: %+v, want one copy for the dead letters", m.Topic, got)
+		}
+	}
+	if got := c.Process(nil, message.Message{Topic: "plant/a"}); len(got) != 1 || got[0].Err != nil || got[0].Topic != "a" {
+		t.Errorf("plant/a: %+v", got)
+	}
+}
+
+// What the configuration itself names below a $ is a cloud service's and is sent.
+func TestServiceTopicsAreSent(t *testing.T) {
+	for template, sent := range map[string]bool{"$aws/rules/x/{rest}": true, "$aws/{rest}": true, "${rest}": false, "$a{rest}": false} {
+		c := mustCompile(t, map[string]config.Route{"r": {From: []string{"plant/#"}, Topic: template}}, "up")
+		if got := c.Process(nil, message.Message{Topic: "plant/SYS/x"}); len(got) != 1 || (got[0].Err == nil) != sent {
+			t.Errorf("%s: %+v, sent: want %t", template, got, sent)
+		}
 	}
 }
 

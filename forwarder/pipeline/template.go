@@ -75,6 +75,12 @@ func ParseTemplate(text string) (Template, error) {
 	return t, nil
 }
 
+// serviceTopic reports whether the template itself, and no device, names a first level with a $: that of a cloud service, such
+// as $aws/rules/. Package config refuses those that belong to every broker.
+func (t Template) serviceTopic() bool {
+	return len(t.parts) > 0 && strings.HasPrefix(t.parts[0].text, "$") && strings.Contains(t.parts[0].text, "/")
+}
+
 func namedPart(name string) (part, bool) {
 	switch name {
 	case "gateway":

@@ -400,6 +400,21 @@ func TestStatusTopicAndWill(t *testing.T) {
 	})
 }
 
+func TestStatusTopicTellsTheVersionThatWasSet(t *testing.T) {
+	peer := cloud(t, testpeer.Options{})
+	h := open(t, variants()[0], nil, peer.URL())
+	h.SetVersion("1.2.3")
+	h.start(t, nil)
+	connected(t, h)
+	eventually(t, "online", func() bool { return peer.Count() == 1 })
+	for _, payload := range [][]byte{peer.Received()[0].Payload, peer.Connects()[0].WillPayload} {
+		var s state
+		if err := json.Unmarshal(payload, &s); err != nil || s.Version != "1.2.3" {
+			t.Errorf("status %s: %v", payload, err)
+		}
+	}
+}
+
 func stateOf(t *testing.T, payload []byte) string {
 	t.Helper()
 	var s state

@@ -189,7 +189,7 @@ func granted(s *settings, body []byte) (grant, error) {
 	if len(body) == 2 { // a broker that knows no MQTT 5 says so in the words of 3.1.1
 		pk.ProtocolVersion = version311
 	}
-	if err := pk.ConnackDecode(body); err != nil {
+	if err := decode(pk.ConnackDecode, body); err != nil {
 		return grant{}, ended(endProtocol, "read connack: %w", err)
 	}
 	p := &pk.Properties
@@ -236,12 +236,23 @@ func subscribePacket(version byte, filters []string) []byte {
 	return b.Bytes()
 }
 
+// decode runs a decoder of mochi's over what a broker sent. One that fails over its input must cost that connection and not
+// the process.
+func decode(with func([]byte) error, body []byte) (err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			err = fmt.Errorf("the decoder failed: %v", r)
+		}
+	}()
+	return with(body)
+}
+
 // parseSuback returns the reason codes of a SUBACK, one for each filter.
 func parseSuback(version byte, body []byte) ([]byte, error) {
 	pk := packets.Packet{
 		FixedHeader: packets.FixedHeader{Type: packets.Suback, Remaining: len(body)}, ProtocolVersion: version,
 	}
-	if err := pk.SubackDecode(body); err != nil {
+	if err := decode(pk.SubackDecode, body); err != nil {
 		return nil, fmt.Errorf("suback: %w", err)
 	}
 	if pk.PacketID != subscribeID {
@@ -261,7 +272,7 @@ func parseDisconnect(body []byte) error {
 		pk := packets.Packet{
 			FixedHeader: packets.FixedHeader{Type: packets.Disconnect, Remaining: len(body)}, ProtocolVersion: version5,
 		}
-		if err := pk.DisconnectDecode(body); err == nil {
+		if err := decode(pk.DisconnectDecode, body); err == nil {
 			reason = ": " + pk.Properties.ReasonString
 		}
 	}
@@ -302,7 +313,7 @@ func parseCommand(version, first byte, body []byte, now time.Time) (command, err
 		return command{}, fmt.Errorf("publish: %w", err)
 	}
 	pk.FixedHeader.Remaining = len(body)
-	if err := pk.PublishDecode(body); err != nil {
+	if err := decode(pk.PublishDecode, body); err != nil {
 		return command{}, fmt.Errorf("publish: %w", err)
 	}
 	if pk.FixedHeader.Qos > 1 {

@@ -124,7 +124,7 @@ func (c *Client) remember(last connInfo) {
 
 // will is what the broker publishes when this client vanishes.
 func (c *Client) will() message.Message {
-	m := statusMessage(c.settings.gateway, "offline", time.Now())
+	m := statusMessage(c.settings.gateway, c.version, "offline", time.Now())
 	m.Retain = !c.noRetain
 	return m
 }
@@ -155,7 +155,7 @@ func (c *Client) serve(ctx context.Context, sv server, cn conn, commands message
 // that is closed when the status was answered or the connection ended.
 func (c *Client) announce(ctx context.Context, cn conn, is string) <-chan struct{} {
 	answered := make(chan struct{})
-	m := statusMessage(c.settings.gateway, is, time.Now())
+	m := statusMessage(c.settings.gateway, c.version, is, time.Now())
 	err := cn.send(ctx, m, Identity{}, func(err error) {
 		if err != nil && !errors.Is(err, ErrDisconnected) {
 			c.log.Warn("status message refused", "topic", m.Topic, "error", err)

@@ -17,17 +17,17 @@ type state struct {
 
 // statusMessage is the retained message that tells the cloud whether this gateway is connected. The same with "offline" is
 // the will; since is then the time of the CONNECT, as nobody can know that of the loss in advance.
-func statusMessage(gateway, is string, now time.Time) message.Message {
+func statusMessage(gateway, version, is string, now time.Time) message.Message {
 	// A struct of three strings cannot fail to encode.
-	payload, _ := json.Marshal(state{State: is, Since: now.UTC().Format(time.RFC3339), Version: version()})
+	payload, _ := json.Marshal(state{State: is, Since: now.UTC().Format(time.RFC3339), Version: version})
 	return message.Message{
 		Topic: "tidegate/" + gateway + "/status", Payload: payload, QoS: 1, Retain: true, ContentType: "application/json",
 		PayloadUTF8: true, Source: message.Source{Protocol: message.Self, Client: gateway}, Received: now,
 	}
 }
 
-// version is the version that this program was built as.
-func version() string {
+// builtVersion is the version that this program was built as, as far as the Go tools know it.
+func builtVersion() string {
 	if b, ok := debug.ReadBuildInfo(); ok && b.Main.Version != "" {
 		return b.Main.Version
 	}

@@ -30,6 +30,7 @@ import (
 // Client keeps one uplink connected. New makes it, Run works, Connected hands out its connections.
 type Client struct {
 	settings settings
+	version  string // for the status topic
 	driver   driver
 	pace     pace
 	log      *slog.Logger
@@ -77,7 +78,7 @@ func New(name string, c config.Uplink, gatewayID string, log *slog.Logger, reg p
 		return nil, fmt.Errorf("uplink %s: register metrics: %w", name, err)
 	}
 	client := &Client{
-		settings: s, driver: pipelinedDriver{}, pace: defaultPace(), metrics: m,
+		settings: s, version: builtVersion(), driver: pipelinedDriver{}, pace: defaultPace(), metrics: m,
 		log: log.With("part", "uplink", "uplink", name), changed: make(chan struct{}),
 	}
 	client.settings.hooks = hooks{
@@ -87,6 +88,10 @@ func New(name string, c config.Uplink, gatewayID string, log *slog.Logger, reg p
 	client.status.Since = time.Now()
 	return client, nil
 }
+
+// SetVersion sets the version that the status topic tells, in place of the one that the Go tools put into the program. It is
+// called before Run.
+func (c *Client) SetVersion(version string) { c.version = version }
 
 // Connected waits for a connection and returns it. A Link that was lost is never returned; the one in use is returned
 // again to everybody who asks. It fails when ctx ends, and with ErrDisconnected when Run has ended.

@@ -223,7 +223,7 @@ func parseAck(kind byte, version byte, body []byte) (ack, error) {
 	}
 	if len(body) > 3 { // rare: a reason string or user properties
 		pk := packets.Packet{FixedHeader: packets.FixedHeader{Type: kind, Remaining: len(body)}, ProtocolVersion: version}
-		if err := pk.PubackDecode(bytes.Clone(body)); err != nil {
+		if err := decode(pk.PubackDecode, bytes.Clone(body)); err != nil {
 			return ack{}, fmt.Errorf("%s: %w", packets.PacketNames[kind], err)
 		}
 		a.reason = pk.Properties.ReasonString

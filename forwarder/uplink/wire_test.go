@@ -8,6 +8,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"net"
+	"strings"
 	"testing"
 	"time"
 
@@ -144,6 +145,18 @@ func FuzzReader(f *testing.F) {
 			}
 		}
 	})
+}
+
+// A decoder that fails over its input is an error like any other bad packet.
+func TestDecoderThatFails(t *testing.T) {
+	err := decode(func(b []byte) error { _ = b[7]; return nil }, []byte{1})
+	if err == nil || !strings.Contains(err.Error(), "out of range") {
+		t.Errorf("got %v", err)
+	}
+	want := errors.New("bad packet")
+	if err := decode(func([]byte) error { return want }, nil); !errors.Is(err, want) {
+		t.Errorf("got %v", err)
+	}
 }
 
 func FuzzConnack(f *testing.F) {

@@ -1,9 +1,12 @@
 package simple
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"net"
 	"sync"
 	"testing"
 	"time"
@@ -157,6 +160,72 @@ func TestDial(t *testing.T) {
 		var refused *RefusedError
 		if err == nil || errors.As(err, &refused) {
 			t.Errorf("nobody listens: %v", err)
+		}
+	})
+}
+
+// refuser is a broker that answers every connection, and every subscription with code.
+func refuser(t *testing.T, version string, code byte) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var serving sync.WaitGroup
+	t.Cleanup(serving.Wait)
+	t.Cleanup(func() { _ = l.Close() })
+	serving.Go(func() { // ends with the one connection it takes, or the listener
+		nc, err := l.Accept()
+		if err != nil {
+			return
+		}
+		defer func() { _ = nc.Close() }()
+		r := bufio.NewReader(nc)
+		for {
+			head := make([]byte, 2) // packets here are shorter than 128 bytes
+			if _, err := io.ReadFull(r, head); err != nil {
+				return
+			}
+			body := make([]byte, head[1])
+			if _, err := io.ReadFull(r, body); err != nil {
+				return
+			}
+			var answer []byte
+			switch head[0] >> 4 {
+			case 1: // CONNECT
+				answer = []byte{0x20, 2, 0, 0}
+				if version == V5 {
+					answer = []byte{0x20, 3, 0, 0, 0}
+				}
+			case 8: // SUBSCRIBE
+				answer = []byte{0x90, 3, body[0], body[1], code}
+				if version == V5 {
+					answer = []byte{0x90, 4, body[0], body[1], 0, code}
+				}
+			}
+			if _, err := nc.Write(answer); err != nil {
+				return
+			}
+		}
+	})
+	return l.Addr().String()
+}
+
+// A refused subscription is an error that says so, with whatever code the broker gives; a granted one is not.
+func TestRefusedSubscription(t *testing.T) {
+	versions(t, func(t *testing.T, version string) {
+		for _, code := range []byte{0, 1, 0x80, 0x87, 0x8F, 0xA2} {
+			t.Run(fmt.Sprintf("%#x", code), func(t *testing.T) {
+				c := dial(t, refuser(t, version, code), version)
+				err := c.Subscribe(ctx(t), []string{"$SYS/#"}, 1)
+				var refused *RefusedError
+				switch {
+				case code < 0x80 && err != nil:
+					t.Errorf("granted: %v", err)
+				case code >= 0x80 && (!errors.As(err, &refused) || refused.Code != code):
+					t.Errorf("refused: error %v", err)
+				}
+			})
 		}
 	})
 }

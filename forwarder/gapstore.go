@@ -1,0 +1,154 @@
+package forwarder
+
+import (
+	"context"
+	"log/slog"
+	"time"
+
+	"tidegate/buffer"
+	"tidegate/message"
+)
+
+const (
+	// gapBytes bounds the reports on disk; all that are kept in memory fit.
+	gapBytes = 1 << 20
+	// saveEvery is the least time between two writes of reports: what a kill can cost, and what a disk that loses records
+	// all the time is spared.
+	saveEvery = 20 * time.Millisecond
+	saveRetry = time.Second
+	// saveLast bounds the last write, when stopping.
+	saveLast = 2 * time.Second
+)
+
+// gapStore keeps the reports of one uplink on disk, in a queue of the log beside the records they are about, so that a
+// restart does not forget them. A report that grew is written again and the older one is acknowledged.
+type gapStore struct {
+	log    *buffer.Log
+	queue  *buffer.Queue
+	logger *slog.Logger
+	wake   chan struct{} // capacity 1: there is something to write
+}
+
+// open declares the queue and takes in what an earlier process left.
+func (g *gaps) open(log *buffer.Log, name string, logger *slog.Logger) error {
+	q, err := log.Queue(name, buffer.QueueOptions{Bound: log.NewBound(gapBytes, buffer.DropOldest)})
+	if err != nil {
+		return err
+	}
+	g.store.log, g.store.queue, g.store.logger = log, q, logger
+	err = q.Scan(0, func(rec buffer.Rec) bool {
+		r, err := readGapReport(rec.Data)
+		if err != nil {
+			g.gone = append(g.gone, rec.Seq)
+			return true
+		}
+		r.stored = []buffer.Seq{rec.Seq}
+		g.restore(r)
+		return true
+	})
+	g.some.Store(len(g.list) > 0)
+	return err
+}
+
+// restore takes in a report of an earlier process. Where one that grew and the one it replaces are both there, they are one.
+func (g *gaps) restore(r *gapReport) {
+	for _, o := range g.list {
+		if o.epoch == r.epoch && o.lane == r.lane && o.reason == r.reason && r.from <= o.to+1 && o.from <= r.to+1 {
+			o.from, o.to = min(o.from, r.from), max(o.to, r.to)
+			o.stored = append(o.stored, r.stored...)
+			return
+		}
+	}
+	g.list = append(g.list, r)
+}
+
+// keep writes reports to the disk until ctx ends, and then what is left.
+func (g *gaps) keep(ctx context.Context) {
+	failed := false
+	for {
+		select {
+		case <-g.store.wake:
+		case <-ctx.Done():
+			last, cancel := context.WithTimeout(context.WithoutCancel(ctx), saveLast)
+			defer cancel()
+			if err := g.save(last); err != nil {
+				g.store.logger.Warn("gaps that were not announced yet are forgotten", "err", err)
+			}
+			return
+		}
+		err := g.save(ctx)
+		if err == nil {
+			failed = false
+			pause(ctx, saveEvery)
+			continue
+		}
+		if !failed && ctx.Err() == nil {
+			g.store.logger.Warn("keeping gap reports failed; trying again", "err", err)
+		}
+		failed = true
+		pause(ctx, saveRetry)
+		signal(g.store.wake)
+	}
+}
+
+// save writes what is not on disk yet, waits until it is, and lets go of what is needed no more.
+func (g *gaps) save(ctx context.Context) error {
+	reports, recs, err := g.unsaved()
+	appended := false
+	if err == nil && len(recs) > 0 {
+		var pos buffer.Pos
+		pos, err = g.store.log.Append(recs...)
+		if appended = err == nil; appended {
+			err = message.NewTicket(g.store.log, pos).Wait(ctx)
+		}
+	}
+	g.mu.Lock()
+	for i, r := range reports {
+		if err != nil {
+			r.unsaved = true
+		} else {
+			g.gone = append(g.gone, r.stored...)
+			r.stored = r.stored[:0]
+		}
+		if appended { // also where nobody waited to the end
+			r.stored = append(r.stored, recs[i].Seq)
+		}
+		if r.over {
+			g.gone = append(g.gone, r.stored...)
+			r.stored = nil
+		}
+	}
+	gone := g.gone
+	g.gone = nil
+	g.mu.Unlock()
+	if len(gone) > 0 {
+		g.store.queue.Ack(gone...)
+	}
+	return err
+}
+
+// unsaved takes the reports that are to be written, with their records.
+func (g *gaps) unsaved() ([]*gapReport, []buffer.Record, error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	var reports []*gapReport
+	var recs []buffer.Record
+	take := func(r *gapReport) error {
+		if r == nil || !r.unsaved {
+			return nil
+		}
+		data, err := r.MarshalJSON()
+		if err != nil {
+			return err
+		}
+		r.unsaved = false
+		reports = append(reports, r)
+		recs = append(recs, buffer.Record{Queue: g.store.queue, Data: data})
+		return nil
+	}
+	err := take(g.sending)
+	for i := 0; i < len(g.list) && err == nil; i++ {
+		err = take(g.list[i])
+	}
+	return reports, recs, err
+}
