@@ -43,10 +43,11 @@ type peer struct {
 	life     context.Context // ends with the connection or the gateway's stop; see patience
 	aliases  map[uint16]string
 
-	orderly bool        // the client said goodbye: no will
-	forced  bool        // we closed the connection for a reason of our own
-	goodbye atomic.Bool // the client sent a DISCONNECT; read by Close, which others may call
-	ended   bool        // the connection was closed here: what was read already is not looked at any more
+	orderly bool          // the client said goodbye: no will
+	forced  bool          // we closed the connection for a reason of our own
+	goodbye atomic.Bool   // the client sent a DISCONNECT; read by Close, which others may call
+	ended   bool          // the connection was closed here: what was read already is not looked at any more
+	read    chan struct{} // closed when nothing more is read from the connection
 }
 
 // connectInfo is what the CONNECT packet said.
@@ -69,8 +70,9 @@ func (p *peer) WaitWritable() error { return p.WaitBelow(context.Background(), p
 
 // serve runs one connection to its end.
 func (b *Broker) serve(l *listener, c *gate.Conn) {
-	p := &peer{Conn: c, b: b, listener: l}
+	p := &peer{Conn: c, b: b, listener: l, read: make(chan struct{})}
 	err := b.establish(p)
+	close(p.read)
 	_ = c.Close()
 	b.leave(p)
 	b.log.Debug("connection ended", "listener", l.name, "client", p.client, "remote", c.RemoteAddr().String(), "cause", err)
@@ -194,6 +196,7 @@ func (p *peer) expiry(seconds uint32) time.Duration {
 func (p *peer) attach() {
 	b, c := p.b, &p.connect
 	acl, id := b.o.ACL, p.identity // outlive the connection
+	b.finish(p.client)
 	turn := b.turn(p.client)
 	turn.Lock()
 	defer turn.Unlock()
@@ -214,10 +217,34 @@ func (p *peer) attach() {
 	}
 }
 
+// finishWithin is how long the connection that a client had may take to be read to its end before another one of the same
+// client is let in. It waits for the disk only when very much waits for it already.
+const finishWithin = time.Second
+
+// finish reads what has arrived on the connection that client has, if it has one, and ends it: what the client sent before it
+// came by another connection comes before that, its goodbye above all.
+func (b *Broker) finish(client string) {
+	old, ok := b.sessions.Conn(client).(*peer)
+	if !ok {
+		return
+	}
+	old.Finish(codeTakenOver, takenOver)
+	limit := time.NewTimer(finishWithin)
+	defer limit.Stop()
+	select {
+	case <-old.read:
+	case <-limit.C:
+	case <-b.waits.Done():
+	}
+}
+
+// takenOver is why a connection ends whose client has come by another one.
+const takenOver gate.Reason = "taken_over"
+
 // takeOver ends the connection of a client that has come by another one.
 func takeOver(previous session.Conn) {
 	if old, ok := previous.(*peer); ok {
-		old.Disconnect(codeTakenOver, "taken_over")
+		old.Disconnect(codeTakenOver, takenOver)
 	}
 }
 

@@ -294,3 +294,58 @@ func TestSessionLimit(t *testing.T) {
 		t.Error("an old one is still there")
 	}
 }
+
+// TestTakeOverReadsWhatWasSent: what a client sent before it came by another connection is taken, and its goodbye is heard. A
+// client that is quick to come back loses nothing and publishes no will.
+func TestTakeOverReadsWhatWasSent(t *testing.T) {
+	b := startBroker(t, nil)
+	const n = 400
+	for i := range n {
+		c, err := rawDial(b.addr, rawOptions{
+			ID: "same", V: []byte{4, 5}[i%2], Clean: true, Mod: func(pk *packets.Packet) {
+				pk.Connect.WillFlag, pk.Connect.WillTopic, pk.Connect.WillPayload = true, "will", number(i)
+			},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = c.Publish(0, "a", 0, number(i))
+		c.Disconnect()
+	}
+	eventually(t, "every message is taken", func() bool { return b.disk.n.Load() >= n })
+	eventually(t, "nobody is connected", func() bool { return b.Clients() == 0 })
+	for i, m := range b.disk.messages() {
+		if m.Topic != "a" || string(m.Payload) != string(number(i)) {
+			t.Fatalf("message %d: %s %x", i, m.Topic, m.Payload)
+		}
+	}
+}
+
+// TestTakeOverOfATalker: a connection on which the client goes on sending is ended all the same, and is told why.
+func TestTakeOverOfATalker(t *testing.T) {
+	b := startBroker(t, nil)
+	old := connect(t, b.addr, rawOptions{ID: "same", V: 5, Clean: true})
+	quit := make(chan struct{})
+	done := make(chan struct{})
+	go func() { // ends with quit, or the connection
+		defer close(done)
+		for {
+			select {
+			case <-quit:
+				return
+			default:
+			}
+			if old.Publish(0, "a", 0, number(1)) != nil {
+				return
+			}
+		}
+	}()
+	defer func() { close(quit); <-done }()
+	fresh := connect(t, b.addr, rawOptions{ID: "same", V: 5, Clean: true})
+	if before := closed(t, old); len(before) != 1 || before[0].ReasonCode != codeTakenOver {
+		t.Errorf("the old connection got %v", before)
+	}
+	subscribe(t, fresh, "b", 0)
+	_ = fresh.Publish(0, "b", 0, nil)
+	expect(t, fresh, packets.Publish)
+}

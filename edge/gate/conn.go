@@ -58,6 +58,10 @@ type Conn struct {
 	reading   bool      // a goroutine is inside inner.Read or the handshake
 	stale     bool      // deadline has changed since it was last given to inner
 	peerGone  bool      // inner.Read ended with something else than a timeout
+	// finishing: Read takes only what has arrived, see Finish; what comes then is in finishCode and finishWhy.
+	finishing  bool
+	finishCode byte
+	finishWhy  Reason
 
 	// The end, see close.go.
 	refs     int  // 1 until the socket is closed, and 1 per goroutine of ours

@@ -21,33 +21,60 @@ func (c *Conn) Read(p []byte) (int, error) {
 	if c.scanErr != nil {
 		return 0, c.refuse(c.scanErr)
 	}
-	if err := c.beginRead(); err != nil {
-		return 0, err
+	for {
+		finishing, err := c.beginRead()
+		if err != nil {
+			return 0, err
+		}
+		n := 0
+		if finishing {
+			n, err = readArrived(c.inner, p)
+		} else if err = c.handshake(); err == nil {
+			n, err = c.inner.Read(p)
+		}
+		if n == 0 && !finishing && c.awakened(err) {
+			continue
+		}
+		if n == 0 && errors.Is(err, errNothingArrived) {
+			c.disconnect(c.finishCode, c.finishWhy, nil)
+		}
+		return c.endRead(p[:n], err)
 	}
-	n, err := 0, c.handshake()
-	if err == nil {
-		n, err = c.inner.Read(p)
-	}
-	return c.endRead(p[:n], err)
 }
 
-// beginRead waits until this connection may be read from and sets the deadline for it.
-func (c *Conn) beginRead() error {
+// beginRead waits until this connection may be read from and sets the deadline for it. finishing says that only what has
+// arrived is wanted, see Finish.
+func (c *Conn) beginRead() (finishing bool, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.waitForTurnLocked()
 	c.waitForDiskLocked()
 	if c.closing {
-		return net.ErrClosed
+		return false, net.ErrClosed
+	}
+	if c.finishing {
+		c.reading = true
+		return true, nil
 	}
 	if c.stale || !c.connected.Load() {
 		c.stale = false
 		if err := c.inner.SetReadDeadline(c.readDeadlineLocked()); err != nil {
-			return fmt.Errorf("set read deadline: %w", err)
+			return false, fmt.Errorf("set read deadline: %w", err)
 		}
 	}
 	c.reading = true
-	return nil
+	return false, nil
+}
+
+// awakened reports whether a Read that waited for the peer ended because Finish was called, with err.
+func (c *Conn) awakened(err error) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.finishing || c.closing || !errors.Is(err, os.ErrDeadlineExceeded) {
+		return false
+	}
+	c.reading = false
+	return true
 }
 
 // ShortDisconnect returns the reason code of the first DISCONNECT among the bytes that Read returned, where that is all it
@@ -72,7 +99,7 @@ func (c *Conn) waitForTurnLocked() {
 		t := time.AfterFunc(d, c.wake)
 		defer t.Stop()
 	}
-	for !c.closing && time.Now().Before(c.startAt) {
+	for !c.closing && !c.finishing && time.Now().Before(c.startAt) {
 		c.cond.Wait()
 	}
 	c.startAt = time.Time{}
@@ -217,6 +244,9 @@ func (c *Conn) SetReadDeadline(t time.Time) error {
 	defer c.mu.Unlock()
 	if c.closing {
 		return net.ErrClosed
+	}
+	if c.finishing {
+		return nil
 	}
 	c.deadline, c.stale = t, true
 	if !c.reading {

@@ -102,6 +102,17 @@ func (m *Manager) lockFor(c Connect) *Session {
 	}
 }
 
+// Conn returns the connection of a client; nil when it has none.
+func (m *Manager) Conn(client string) Conn {
+	m.mu.Lock()
+	s := m.sessions[client]
+	m.mu.Unlock()
+	if s == nil {
+		return nil
+	}
+	return s.conn()
+}
+
 // conn returns the session's connection; nil while it has none.
 func (s *Session) conn() Conn {
 	s.mu.Lock()
