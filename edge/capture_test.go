@@ -356,6 +356,9 @@ func TestTooLarge(t *testing.T) {
 	if n := b.disk.n.Load(); n != 0 {
 		t.Errorf("%d ingested", n)
 	}
+	eventually(t, "both are counted", func() bool {
+		return b.metric(t, "tidegate_refused_messages_total", "protocol", "mqtt", "reason", "too_large") == 2
+	})
 }
 
 // Where Ingest is behind and there is nothing to wait for, the next try comes after a pause all the same.

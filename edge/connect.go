@@ -73,9 +73,22 @@ func (b *Broker) serve(l *listener, c *gate.Conn) {
 	p := &peer{Conn: c, b: b, listener: l, read: make(chan struct{})}
 	err := b.establish(p)
 	close(p.read)
+	p.noteTooLarge()
 	_ = c.Close()
 	b.leave(p)
 	b.log.Debug("connection ended", "listener", l.name, "client", p.client, "remote", c.RemoteAddr().String(), "cause", err)
+}
+
+// noteTooLarge counts the packet that ended the connection because it is larger than any may be. It was never read, so
+// nobody else has counted it.
+func (p *peer) noteTooLarge() {
+	if why, _ := p.Cause(); why != gate.ReasonPacketTooLarge || p.session == nil {
+		return
+	}
+	label := refusalOf(message.ErrTooLarge).label
+	p.b.metrics.refuse(message.MQTT, label)
+	p.b.refusals.log(p.b.log, "packet refused", label, p.client, "client", p.client, "user", p.identity.User,
+		"max_packet", int64(p.b.o.Broker.MaxPacket))
 }
 
 // establish hands the connection to the library, on this goroutine. A packet that crashes the library's decoder ends its
