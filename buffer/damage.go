@@ -54,18 +54,35 @@ func (l *Log) lose(q *Queue, spans []span) uint64 {
 	return n
 }
 
+// lostSpan is a run of sequences that are gone, with the epoch in which they were appended as far as it is known.
+type lostSpan struct {
+	span
+	epoch uint64
+}
+
+// reportLost tells the owner of q which records were found damaged, or keeps that until there is an owner.
+func (q *Queue) reportLost(spans []span, epoch uint64) {
+	q.log.mu.Lock()
+	unheard := q.onDrop == nil
+	if unheard {
+		for _, s := range spans {
+			q.unheard = append(q.unheard, lostSpan{s, epoch})
+		}
+	}
+	q.log.mu.Unlock()
+	if !unheard {
+		q.report(Damaged, spans, epoch)
+	}
+}
+
 // report tells the owner of q which sequences are gone whose data nobody has.
-func (q *Queue) report(why Reason, spans []span) {
+func (q *Queue) report(why Reason, spans []span, epoch uint64) {
 	onDrop := q.dropFunc()
 	if onDrop == nil || len(spans) == 0 {
 		return
 	}
 	const most = 1024
 	recs := make([]Rec, 0, most)
-	var epoch uint64
-	if why == Failed {
-		epoch = q.log.Epoch() // they were appended in this life of the log
-	}
 	for _, s := range spans {
 		for seq := s.lo; seq <= s.hi; seq++ {
 			if recs = append(recs, Rec{Seq: seq, Epoch: epoch, expires: never}); len(recs) == most {

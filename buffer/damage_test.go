@@ -78,7 +78,34 @@ func readAll(t *testing.T, m *memFS, want map[string]map[Seq]string) (found map[
 			t.Fatalf("%s: %v", st.Name, err)
 		}
 	}
-	return found, l.Stats().Damaged
+	damaged = l.Stats().Damaged
+	requireReported(t, l, found, damaged)
+	return found, damaged
+}
+
+// requireReported wants every record that was found damaged before there was an owner to be reported to the one who comes, once.
+func requireReported(t *testing.T, l *Log, found map[string]map[Seq]string, damaged uint64) {
+	t.Helper()
+	c := newCollector()
+	var unheard, reported uint64
+	for _, st := range l.Queues() {
+		unheard += st.Unheard
+		queueOf(t, l, st.Name, QueueOptions{OnDrop: c.onDrop})
+		queueOf(t, l, st.Name, QueueOptions{OnDrop: c.onDrop}) // has nothing more to hear
+		for _, seq := range c.got[Damaged][st.Name] {
+			if _, there := found[st.Name][seq]; there {
+				t.Fatalf("%s: record %d is there and was reported as damaged", st.Name, seq)
+			}
+			reported++
+		}
+	}
+	var before uint64
+	for _, st := range l.Queues() {
+		before += st.Damaged
+	}
+	if reported != unheard || damaged > reported {
+		t.Fatalf("%d records found damaged, %d unheard, %d reported (%d in all)", damaged, unheard, reported, before)
+	}
 }
 
 // lostOf counts the records that were not found.

@@ -87,8 +87,10 @@ func (l *Log) cut(q *Queue, lo, hi Seq) cutting {
 func (l *Log) giveAway(q *Queue, why Reason, c cutting) {
 	var b Batch
 	var lost []span
+	var epoch uint64
 	onDrop := q.dropFunc()
 	for _, p := range c.passes {
+		epoch = p.seg.epoch
 		for p.lo <= p.hi {
 			res := p.run(&b)
 			at := p.lo
@@ -118,7 +120,7 @@ func (l *Log) giveAway(q *Queue, why Reason, c cutting) {
 			l.counts.damaged += uint64(s.hi - s.lo + 1)
 		}
 		l.mu.Unlock()
-		q.report(Damaged, lost)
+		q.reportLost(lost, epoch)
 	}
 }
 

@@ -87,7 +87,7 @@ func (l *Log) giveUp(j job, saved []*Queue, cause error) {
 		w.f(err)
 	}
 	for _, x := range losses {
-		x.q.report(Failed, []span{x.span})
+		x.q.report(Failed, []span{x.span}, l.Epoch()) // appended in this life of the log
 	}
 	l.log.Error("nothing can be written", "err", cause)
 	if l.o.OnAlarm != nil {

@@ -154,15 +154,24 @@ func (l *Log) Queue(name string, o QueueOptions) (*Queue, error) {
 	if name == "" || len(name) > maxQueueName {
 		return nil, fmt.Errorf("buffer: queue name of %d bytes: want 1 to %d", len(name), maxQueueName)
 	}
+	q, unheard, err := l.declare(name, o)
+	for _, u := range unheard {
+		q.report(Damaged, []span{u.span}, u.epoch)
+	}
+	return q, err
+}
+
+// declare makes or finds the queue and gives what its owner has not heard yet.
+func (l *Log) declare(name string, o QueueOptions) (*Queue, []lostSpan, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.closing {
-		return nil, fmt.Errorf("buffer: queue %s: %w", name, ErrClosed)
+		return nil, nil, fmt.Errorf("buffer: queue %s: %w", name, ErrClosed)
 	}
 	q := l.queues[name]
 	if q == nil {
 		if l.readOnly {
-			return nil, fmt.Errorf("buffer: queue %s: %w", name, ErrReadOnly)
+			return nil, nil, fmt.Errorf("buffer: queue %s: %w", name, ErrReadOnly)
 		}
 		q = newQueue(l, l.nextID, name)
 		l.nextID++
@@ -170,7 +179,11 @@ func (l *Log) Queue(name string, o QueueOptions) (*Queue, error) {
 	}
 	q.declared, q.onDrop = true, o.OnDrop
 	l.join(q, o.Bound)
-	return q, nil
+	var unheard []lostSpan
+	if o.OnDrop != nil {
+		unheard, q.unheard = q.unheard, nil
+	}
+	return q, unheard, nil
 }
 
 const maxQueueName = 1024

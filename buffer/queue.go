@@ -29,6 +29,9 @@ type Queue struct {
 	bytes   int64
 	pending int64
 
+	// unheard is what was found damaged before the queue had an owner that could be told.
+	unheard []lostSpan
+
 	evicted, damaged, purged, failed uint64
 	// damagedBefore is what damaged was at Open.
 	damagedBefore uint64

@@ -120,7 +120,7 @@ func (q *Queue) pull(after Seq, b *Batch, at *place, drain bool) (bool, error) {
 		q.dropDone(b)
 		l.mu.Unlock()
 		l.reportDamage(damage)
-		q.report(Damaged, lost)
+		q.reportLost(lost, p.seg.epoch)
 		if len(b.Recs) > 0 {
 			return true, nil
 		}

@@ -199,6 +199,9 @@ func (l *Log) findHoles(q *Queue) {
 	if lost == 0 {
 		return
 	}
+	for _, m := range missing {
+		q.unheard = append(q.unheard, lostSpan{m, l.epoch})
+	}
 	l.log.Warn("records of a queue are damaged", "queue", q.name, "records", lost)
 	if l.o.OnDamage != nil {
 		l.o.OnDamage(Damage{Queue: q.name, Records: lost, Err: errBadContent})

@@ -88,7 +88,7 @@ func (l *Log) gather(f *frameBuilder, part movePart, b *Batch, limit int) bool {
 		q.dropDone(b)
 		l.mu.Unlock()
 		l.reportDamage(damage)
-		q.report(Damaged, lost)
+		q.reportLost(lost, p.seg.epoch)
 		for i := range b.Recs {
 			r := &b.Recs[i]
 			if entry < 0 || f.entries[entry].epoch != r.Epoch {

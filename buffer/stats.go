@@ -71,6 +71,8 @@ type QueueStats struct {
 	Segments int
 	// Evicted and Damaged count since the queue was made, Purged and Failed since Open.
 	Evicted, Damaged, Purged, Failed uint64
+	// Unheard records of Damaged were found before Log.Queue was called, which will report them to OnDrop.
+	Unheard uint64
 }
 
 // Stats gives a snapshot. Finding the oldest record's time may read up to a MiB from disk, once for each oldest record.
@@ -104,6 +106,9 @@ func (q *Queue) stats() QueueStats {
 	s := QueueStats{
 		Name: q.name, Declared: q.declared, Records: q.records, Bytes: q.bytes, WaitingBytes: q.pending, Floor: q.done.floor, Next: q.next,
 		Evicted: q.evicted, Damaged: q.damaged, Purged: q.purged, Failed: q.failed,
+	}
+	for _, u := range q.unheard {
+		s.Unheard += uint64(u.hi - u.lo + 1)
 	}
 	if q.records == 0 {
 		return s

@@ -92,26 +92,25 @@ func New(c *config.Config, log *buffer.Log, links map[string]Uplink, logger *slo
 		}
 		f.cells = append(f.cells, row)
 	}
-	lost := lostAtOpen(log, names)
 	for i, name := range names {
 		link := links[name]
 		if link == nil {
 			return nil, fmt.Errorf("forwarder: uplink %s has no connection", name)
 		}
-		o, err := f.newOutput(i, name, c.Uplinks[name], link, &lost)
+		o, err := f.newOutput(i, name, c.Uplinks[name], link)
 		if err != nil {
 			return nil, fmt.Errorf("forwarder: uplink %s: %w", name, err)
 		}
 		f.outs = append(f.outs, o)
 	}
-	if err := f.adoptOrphans(lost); err != nil {
+	if err := f.adoptOrphans(); err != nil {
 		return nil, err
 	}
 	return f, nil
 }
 
 // adoptOrphans puts records that no configured uplink will send into the ledger, under the uplink they were for.
-func (f *Forwarder) adoptOrphans(lost uint64) error {
+func (f *Forwarder) adoptOrphans() error {
 	for _, q := range f.log.Queues() {
 		name, kind, ok := splitLaneName(q.Name)
 		if !ok || q.Declared || q.Records == 0 {
@@ -125,25 +124,12 @@ func (f *Forwarder) adoptOrphans(lost uint64) error {
 			f.ledger.uplinks = append(f.ledger.uplinks, name)
 		}
 		l := newLane(kind, index, f.ledger, nil, f.damage)
-		var err error
-		if lost, err = l.open(f.log, q.Name, nil, lost); err != nil {
+		if err := l.open(f.log, q.Name, nil); err != nil {
 			return fmt.Errorf("forwarder: records of uplink %s: %w", name, err)
 		}
 		f.lanes = append(f.lanes, l)
 	}
 	return nil
-}
-
-// lostAtOpen returns how many records the log has lost since it was opened, before any queue was declared and could be told.
-func lostAtOpen(log *buffer.Log, uplinks []string) uint64 {
-	for _, name := range uplinks {
-		for kind := range pipeline.Lanes {
-			if q := log.Lookup(laneName(name, kind)); q != nil {
-				steadyStats(q)
-			}
-		}
-	}
-	return log.Stats().Damaged
 }
 
 // laneName is the name of a lane's queue in the log.
@@ -162,8 +148,8 @@ func splitLaneName(queue string) (uplink string, kind pipeline.Lane, ok bool) {
 	return "", 0, false
 }
 
-// newOutput declares the queues of an uplink. lost counts records that the log lost and nobody accounted for yet.
-func (f *Forwarder) newOutput(index int, name string, c config.Uplink, link Uplink, lost *uint64) (*output, error) {
+// newOutput declares the queues of an uplink.
+func (f *Forwarder) newOutput(index int, name string, c config.Uplink, link Uplink) (*output, error) {
 	o := &output{name: name, index: index, uplink: link, ledger: f.ledger, gaps: newGaps(f.metrics.gapsLost.WithLabelValues(name))}
 	logger := f.logger.With("uplink", name)
 	var err error
@@ -185,7 +171,7 @@ func (f *Forwarder) newOutput(index int, name string, c config.Uplink, link Upli
 	// The normal lane joins the bound first, so it is evicted first.
 	for kind := range pipeline.Lanes {
 		l := newLane(kind, index, f.ledger, o.gaps, f.damage)
-		if *lost, err = l.open(f.log, laneName(name, kind), o.bound, *lost); err != nil {
+		if err := l.open(f.log, laneName(name, kind), o.bound); err != nil {
 			return nil, err
 		}
 		o.queues[kind], o.lanes[kind] = l.queue, l

@@ -10,10 +10,11 @@ import (
 	"tidegate/buffer"
 )
 
-// Bounds of the gap reports. Reports beyond maxGaps push out the oldest one, which is counted; a report goes out at most
-// every gapInterval, so that what is being lost at length arrives as few long ranges.
+// Bounds of the gap reports. Reports beyond maxGaps push out the oldest one, which is counted; each holds up to maxRanges
+// ranges. A report goes out at most every gapInterval, so that what is being lost at length arrives as few long ranges.
 const (
-	maxGaps     = 1024
+	maxGaps     = 64
+	maxRanges   = 512
 	gapInterval = time.Second
 	// gapRetry is how long reports rest when the cloud does not want them.
 	gapRetry = 10 * time.Minute
@@ -21,10 +22,10 @@ const (
 
 // gaps keeps the reports of one uplink until the cloud acknowledged them, in memory and on disk (gapstore.go).
 type gaps struct {
-	lost  prometheus.Counter
-	store gapStore
-	wake  chan struct{} // capacity 1
-	some  atomic.Bool   // there are reports; lets a drain at full speed pass by without the lock
+	dropped prometheus.Counter // reports beyond the bound
+	store   gapStore
+	wake    chan struct{} // capacity 1
+	some    atomic.Bool   // there are reports; lets a drain at full speed pass by without the lock
 
 	mu      sync.Mutex
 	list    []*gapReport
@@ -34,35 +35,47 @@ type gaps struct {
 	closes  int          // how often in a row the peer closed the connection on one
 }
 
-func newGaps(lost prometheus.Counter) *gaps {
-	return &gaps{lost: lost, store: gapStore{wake: make(chan struct{}, 1)}, wake: make(chan struct{}, 1)}
+func newGaps(dropped prometheus.Counter) *gaps {
+	return &gaps{dropped: dropped, store: gapStore{wake: make(chan struct{}, 1)}, wake: make(chan struct{}, 1)}
 }
 
-// add notes a range, unless g is nil. It joins a range it continues. It may run within a call of the log, and does not call it.
-func (g *gaps) add(r gapReport) {
+// add notes that a sequence will not come, unless g is nil. It joins the newest report of its kind that has room. It may run
+// within a call of the log, and does not call it.
+func (g *gaps) add(k gapKey, seq buffer.Seq) {
 	if g == nil {
 		return
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	defer signal(g.store.wake)
-	for i := len(g.list) - 1; i >= 0 && i >= len(g.list)-4; i-- {
+	for i := len(g.list) - 1; i >= 0; i-- {
 		o := g.list[i]
-		if o.epoch == r.epoch && o.lane == r.lane && o.reason == r.reason && o.to+1 == r.from {
-			o.to, o.unsaved = r.to, true
+		if o.gapKey != k {
+			continue
+		}
+		if o.lost.continues(seq) || len(o.lost.list) < maxRanges {
+			o.lost.add(seq)
+			o.unsaved = true
 			return
 		}
+		break
 	}
-	if len(g.list) >= maxGaps {
-		g.end(g.list[0])
-		copy(g.list, g.list[1:])
-		g.list = g.list[:maxGaps-1]
-		g.lost.Inc()
-	}
-	r.unsaved = true
-	g.list = append(g.list, &r)
+	r := &gapReport{gapKey: k, unsaved: true}
+	r.lost.add(seq)
+	g.list = append(g.list, r)
+	g.trim()
 	g.some.Store(true)
 	signal(g.wake)
+}
+
+// trim lets go of the oldest reports beyond the bound; mu is held.
+func (g *gaps) trim() {
+	for len(g.list) > maxGaps {
+		g.end(g.list[0])
+		g.list[0] = nil
+		g.list = g.list[1:]
+		g.dropped.Inc()
+	}
 }
 
 // signal wakes up whoever waits on c, which has a capacity of 1, now or later.
@@ -123,6 +136,7 @@ func (g *gaps) failed(r *gapReport, rest time.Duration) {
 	defer g.mu.Unlock()
 	g.sending = nil
 	g.list = append([]*gapReport{r}, g.list...)
+	g.trim()
 	g.some.Store(true)
 	g.next = time.Now().Add(max(rest, gapInterval))
 }

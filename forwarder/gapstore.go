@@ -12,9 +12,10 @@ import (
 const (
 	// gapBytes bounds the reports on disk; all that are kept in memory fit.
 	gapBytes = 1 << 20
-	// saveEvery is the least time between two writes of reports: what a kill can cost, and what a disk that loses records
-	// all the time is spared.
+	// saveEvery is the least time between two writes of reports, for every saveBytes of the first: what a kill can cost, and
+	// what the disk is spared while records are being lost all the time. At the most it is a second or so.
 	saveEvery = 20 * time.Millisecond
+	saveBytes = 512
 	saveRetry = time.Second
 	// saveLast bounds the last write, when stopping.
 	saveLast = 2 * time.Second
@@ -50,16 +51,22 @@ func (g *gaps) open(log *buffer.Log, name string, logger *slog.Logger) error {
 	return err
 }
 
-// restore takes in a report of an earlier process. Where one that grew and the one it replaces are both there, they are one.
+// restore takes in a report of an earlier process. Reports of a kind become one, as far as that has room; where one that grew
+// and the one it replaces are both there, they are one in any case.
 func (g *gaps) restore(r *gapReport) {
 	for _, o := range g.list {
-		if o.epoch == r.epoch && o.lane == r.lane && o.reason == r.reason && r.from <= o.to+1 && o.from <= r.to+1 {
-			o.from, o.to = min(o.from, r.from), max(o.to, r.to)
+		both := o.lost
+		if o.gapKey != r.gapKey {
+			continue
+		}
+		if both.union(r.lost); len(both.list) <= maxRanges || len(both.list) < len(o.lost.list)+len(r.lost.list) {
+			o.lost = both
 			o.stored = append(o.stored, r.stored...)
 			return
 		}
 	}
 	g.list = append(g.list, r)
+	g.trim()
 }
 
 // keep writes reports to the disk until ctx ends, and then what is left.
@@ -71,15 +78,15 @@ func (g *gaps) keep(ctx context.Context) {
 		case <-ctx.Done():
 			last, cancel := context.WithTimeout(context.WithoutCancel(ctx), saveLast)
 			defer cancel()
-			if err := g.save(last); err != nil {
+			if _, err := g.save(last); err != nil {
 				g.store.logger.Warn("gaps that were not announced yet are forgotten", "err", err)
 			}
 			return
 		}
-		err := g.save(ctx)
+		n, err := g.save(ctx)
 		if err == nil {
 			failed = false
-			pause(ctx, saveEvery)
+			pause(ctx, time.Duration(1+min(n/saveBytes, 50))*saveEvery)
 			continue
 		}
 		if !failed && ctx.Err() == nil {
@@ -91,9 +98,13 @@ func (g *gaps) keep(ctx context.Context) {
 	}
 }
 
-// save writes what is not on disk yet, waits until it is, and lets go of what is needed no more.
-func (g *gaps) save(ctx context.Context) error {
+// save writes what is not on disk yet, waits until it is, and lets go of what is needed no more. It returns how many bytes it
+// wrote.
+func (g *gaps) save(ctx context.Context) (n int, err error) {
 	reports, recs, err := g.unsaved()
+	for i := range recs {
+		n += len(recs[i].Data)
+	}
 	appended := false
 	if err == nil && len(recs) > 0 {
 		var pos buffer.Pos
@@ -124,7 +135,7 @@ func (g *gaps) save(ctx context.Context) error {
 	if len(gone) > 0 {
 		g.store.queue.Ack(gone...)
 	}
-	return err
+	return n, err
 }
 
 // unsaved takes the reports that are to be written, with their records.

@@ -1,9 +1,13 @@
 package forwarder
 
 import (
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	"tidegate/buffer"
 	"tidegate/config"
@@ -52,7 +56,7 @@ func TestGapsSurviveARestart(t *testing.T) {
 			r = open(t, dir, cfg, clouds).start()
 			cloud.setOffline(false)
 			eventually(t, "the gap is announced", func() bool { return r.queued() == 0 && r.gapRecords() == 0 })
-			requireGaps(t, cloud, gapJSON{Lane: "normal", From: 1, To: evicted, Reason: "evicted", Count: evicted})
+			requireGaps(t, cloud, gap(1, evicted, "evicted"))
 			r.close()
 
 			before := len(cloud.arrivals())
@@ -89,16 +93,71 @@ func TestGapsOnDiskAreBounded(t *testing.T) {
 	r := open(t, t.TempDir(), testConfig(nil, "cloud"), map[string]*fakeCloud{"cloud": cloud}).start()
 	defer r.close()
 	g := r.f.outs[0].gaps
-	for i := range buffer.Seq(maxGaps + 500) {
-		g.add(gapReport{epoch: 1, from: 10*i + 1, to: 10*i + 1, reason: "evicted"})
-		g.add(gapReport{epoch: 1, from: 10*i + 2, to: 10*i + 2, reason: "evicted"})
+	for i := range buffer.Seq(maxGaps + 20) {
+		for n := range buffer.Seq(maxRanges + i%2) { // some end with a report that has one range
+			g.add(gapKey{epoch: uint64(1 + i), reason: "evicted"}, 10*n+1)
+			g.add(gapKey{epoch: uint64(1 + i), reason: "evicted"}, 10*n+2)
+		}
 	}
 	eventually(t, "as many are on disk as in memory", func() bool { return r.saved() && r.gapRecords() == maxGaps })
 }
 
+// TestGapsAreBoundedInMemory: reports that were on their way count too, and what is beyond the bound is the oldest and is let go
+// of, also on disk.
+func TestGapsAreBoundedInMemory(t *testing.T) {
+	dropped := prometheus.NewCounter(prometheus.CounterOpts{Name: "dropped"})
+	g := newGaps(dropped)
+	epoch := uint64(0)
+	add := func() {
+		epoch++
+		g.add(gapKey{epoch: epoch, reason: "evicted"}, 1)
+	}
+	for range maxGaps {
+		add()
+	}
+	r := g.due()
+	add()
+	g.failed(r, 0)
+	add()
+	if n := len(g.list); n != maxGaps {
+		t.Fatalf("%d reports are kept, want %d", n, maxGaps)
+	}
+	for i, o := range g.list {
+		if want := epoch - uint64(maxGaps-1-i); o.epoch != want || o.over {
+			t.Errorf("report %d is of epoch %d, over %v; want %d", i, o.epoch, o.over, want)
+		}
+	}
+	if n := testutil.ToFloat64(dropped); n != 2 || !r.over {
+		t.Errorf("%g counted as dropped, the oldest over: %v", n, r.over)
+	}
+}
+
+// TestScatteredLossesShareReports: what is lost here and there is announced together.
+func TestScatteredLossesShareReports(t *testing.T) {
+	g := newGaps(prometheus.NewCounter(prometheus.CounterOpts{Name: "dropped"}))
+	k := gapKey{epoch: 7, lane: pipeline.Urgent, reason: "expired"}
+	for n := range buffer.Seq(2000) {
+		g.add(k, 2*n+1)
+	}
+	g.add(k, 2) // joins the first two
+	g.add(gapKey{epoch: 7, lane: pipeline.Normal, reason: "expired"}, 1)
+	var total uint64
+	for _, r := range g.list {
+		if len(r.lost.list) > maxRanges {
+			t.Errorf("%d ranges in a report", len(r.lost.list))
+		}
+		for _, x := range r.lost.list {
+			total += uint64(x.to-x.from) + 1
+		}
+	}
+	if total != 2002 || len(g.list) != 5 {
+		t.Errorf("%d sequences in %d reports", total, len(g.list))
+	}
+}
+
 func FuzzReadGapReport(f *testing.F) {
-	f.Add([]byte(`{"epoch":"1z","lane":"urgent","from":1,"to":7,"reason":"evicted","count":7}`))
-	f.Add([]byte(`{"epoch":"","lane":"","from":9,"to":7}`))
+	f.Add([]byte(`{"epoch":"1z","lane":"urgent","reason":"evicted","count":8,"ranges":[[1,7],[9,9]]}`))
+	f.Add([]byte(`{"epoch":"","lane":"","ranges":[[9,7]]}`))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		r, err := readGapReport(b)
 		if err != nil {
@@ -109,11 +168,49 @@ func FuzzReadGapReport(f *testing.F) {
 			t.Fatal(err)
 		}
 		o, err := readGapReport(again)
-		if err != nil || o.epoch != r.epoch || o.lane != r.lane || o.from != r.from || o.to != r.to || o.reason != r.reason {
+		if err != nil || o.gapKey != r.gapKey || !slices.Equal(o.lost.list, r.lost.list) {
 			t.Fatalf("%s became %s: %v", b, strconv.Quote(string(again)), err)
 		}
 		if o.lane >= pipeline.Lanes {
 			t.Fatalf("lane %d", o.lane)
+		}
+	})
+}
+
+// FuzzRuns: a set of runs is the set of what was added, in as few runs as that takes.
+func FuzzRuns(f *testing.F) {
+	f.Add([]byte{1, 3, 2, 9, 8, 1}, []byte{4, 7})
+	f.Fuzz(func(t *testing.T, a, b []byte) {
+		var x, y runs
+		in := map[buffer.Seq]bool{}
+		for _, n := range a {
+			grew := !x.continues(buffer.Seq(n))
+			before := len(x.list)
+			x.add(buffer.Seq(n))
+			if len(x.list) > before && !grew {
+				t.Fatalf("adding %d was to make no run more", n)
+			}
+			in[buffer.Seq(n)] = true
+		}
+		for _, n := range b {
+			y.add(buffer.Seq(n))
+			in[buffer.Seq(n)] = true
+		}
+		x.union(y)
+		n := 0
+		for i, r := range x.list {
+			n += int(r.to-r.from) + 1
+			if r.to < r.from || i > 0 && r.from <= x.list[i-1].to+1 {
+				t.Fatalf("runs %v", x.list)
+			}
+		}
+		for seq := range in {
+			if !x.has(seq) {
+				t.Fatalf("%d is missing in %v", seq, x.list)
+			}
+		}
+		if n != len(in) {
+			t.Fatalf("%v holds %d sequences, want %d", x.list, n, len(in))
 		}
 	})
 }

@@ -224,7 +224,7 @@ func TestEvictionIsCountedAndAnnounced(t *testing.T) {
 	cloud.setOffline(false)
 	eventually(t, "the rest arrives", func() bool { return r.queued() == 0 })
 	eventually(t, "the gap is announced", func() bool { return len(cloud.arrivals()) > len(cloud.records()) })
-	requireGaps(t, cloud, gapJSON{Lane: "normal", From: 1, To: n.Places["evicted"], Reason: "evicted", Count: n.Places["evicted"]})
+	requireGaps(t, cloud, gap(1, n.Places["evicted"], "evicted"))
 	r.eventuallyBalanced()
 }
 

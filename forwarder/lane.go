@@ -35,32 +35,18 @@ func newLane(kind pipeline.Lane, uplink int, l *ledger, g *gaps, damage chan<- s
 }
 
 // open declares the queue in the log. What is in it is counted before that, because the buffer may evict as soon as it
-// knows the bound. lost is how many records of the log were lost since it was opened and are not accounted for yet; open
-// returns what is left of them.
-func (l *lane) open(log *buffer.Log, name string, bound *buffer.Bound, lost uint64) (uint64, error) {
+// knows the bound; so is what was found damaged in it, which it reports right then.
+func (l *lane) open(log *buffer.Log, name string, bound *buffer.Bound) error {
 	if q := log.Lookup(name); q != nil {
-		s := steadyStats(q)
+		s := q.Stats()
 		l.census.top = s.Next - 1
-		mine := min(lost, s.Damaged)
-		lost -= mine
-		l.unnamed.recovered.Add(int64(s.Records + mine))
-		l.unnamed.buffered.Add(int64(s.Records))
-		l.unnamed.places[placeDamaged].Add(mine)
+		l.unnamed.recovered.Add(int64(s.Records + s.Unheard))
+		l.unnamed.buffered.Add(int64(s.Records + s.Unheard))
 	}
 	l.epoch = log.Epoch()
 	q, err := log.Queue(name, buffer.QueueOptions{Bound: bound, OnDrop: l.dropped})
 	l.queue = q
-	return lost, err
-}
-
-// steadyStats looks at a queue until looking, which reads its first record, no more finds damage.
-func steadyStats(q *buffer.Queue) buffer.QueueStats {
-	for s := q.Stats(); ; {
-		last := s
-		if s = q.Stats(); s.Records == last.Records {
-			return s
-		}
-	}
+	return err
 }
 
 // ackList gathers records that leave a lane together.
@@ -97,7 +83,7 @@ func (l *lane) release(a *ackList) {
 		fresh = fresh[1:]
 		l.leave(k.f.cell, k.f.seq, k.p)
 		if k.p != placeDelivered {
-			l.gaps.add(gapReport{epoch: k.f.epoch, lane: l.kind, from: k.f.seq, to: k.f.seq, reason: k.p.String()})
+			l.gaps.add(gapKey{k.f.epoch, l.kind, k.p.String()}, k.f.seq)
 		}
 	}
 }
@@ -130,7 +116,7 @@ func (l *lane) dropped(_ *buffer.Queue, why buffer.Reason, recs []buffer.Rec) {
 			route, _, _ := splitRecord(r.Data)
 			l.leave(l.ledger.cell(route, l.uplink, l.kind), r.Seq, p)
 		}
-		l.gaps.add(gapReport{epoch: cmp.Or(r.Epoch, l.epoch), lane: l.kind, from: r.Seq, to: r.Seq, reason: p.String()})
+		l.gaps.add(gapKey{cmp.Or(r.Epoch, l.epoch), l.kind, p.String()}, r.Seq)
 	}
 }
 

@@ -205,6 +205,8 @@ func TestDamageFindsItsPlace(t *testing.T) {
 			if b := r.entry("b", "cloud"); !restart && b.Places["damaged"] != 1 {
 				t.Errorf("b: %+v", b)
 			}
+			eventually(t, "the gap is announced", func() bool { return len(cloud.arrivals()) > 99 })
+			requireGaps(t, cloud, gap(40, 40, "damaged"))
 			r.close()
 		})
 	}
@@ -289,7 +291,7 @@ func TestPurge(t *testing.T) {
 	r.balance()
 	cloud.setOffline(false)
 	eventually(t, "the gap is announced", func() bool { return len(cloud.arrivals()) > 0 })
-	requireGaps(t, cloud, gapJSON{Lane: "normal", From: 1, To: 10, Reason: "purged", Count: 10})
+	requireGaps(t, cloud, gap(1, 10, "purged"))
 }
 
 func TestMetrics(t *testing.T) {

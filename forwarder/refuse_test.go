@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"reflect"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -307,17 +308,21 @@ func TestExpiredRecordsAreNotSent(t *testing.T) {
 		if e := r.entry("all", "cloud"); e.Places["expired"] != 5 || e.Places["delivered"] != 5 {
 			t.Errorf("ledger: %v", e.Places)
 		}
-		requireGaps(t, c, gapJSON{Lane: "normal", From: 6, To: 10, Reason: "expired", Count: 5})
+		requireGaps(t, c, gap(6, 10, "expired"))
 	})
 }
 
 type gapJSON struct {
-	Epoch  string `json:"epoch"`
-	Lane   string `json:"lane"`
-	From   uint64 `json:"from"`
-	To     uint64 `json:"to"`
-	Reason string `json:"reason"`
-	Count  uint64 `json:"count"`
+	Epoch  string      `json:"epoch"`
+	Lane   string      `json:"lane"`
+	Reason string      `json:"reason"`
+	Count  uint64      `json:"count"`
+	Ranges [][2]uint64 `json:"ranges"`
+}
+
+// gap is a report of one range in the normal lane.
+func gap(from, to uint64, reason string) gapJSON {
+	return gapJSON{Lane: "normal", Reason: reason, Count: to - from + 1, Ranges: [][2]uint64{{from, to}}}
 }
 
 func requireGaps(t *testing.T, c *fakeCloud, want ...gapJSON) {
@@ -341,7 +346,7 @@ func requireGaps(t *testing.T, c *fakeCloud, want ...gapJSON) {
 		t.Fatalf("got %d reports %+v, want %+v", len(got), got, want)
 	}
 	for i := range want {
-		if got[i] != want[i] {
+		if !reflect.DeepEqual(got[i], want[i]) {
 			t.Errorf("report %d: got %+v, want %+v", i, got[i], want[i])
 		}
 	}
@@ -368,7 +373,7 @@ func TestGapReportsAreRetried(t *testing.T) {
 			r.send("a", "2")
 			time.Sleep(10 * time.Second)
 			checkOrder(t, c.records(), map[string]int{"dev a": 2})
-			requireGaps(t, c, gapJSON{Lane: "normal", From: 2, To: 2, Reason: "dead", Count: 1})
+			requireGaps(t, c, gap(2, 2, "dead"))
 		})
 	})
 	for name, no := range map[string]act{"refused": {err: refusedError(0x87)}, "closed": {cut: true, byPeer: true}} {

@@ -12,12 +12,17 @@ import (
 	"tidegate/message"
 )
 
-// gapReport is a range of sequences of one lane that will never come, all for one reason.
+// gapKey is what the sequences of a report have in common.
+type gapKey struct {
+	epoch  uint64
+	lane   pipeline.Lane
+	reason string
+}
+
+// gapReport tells sequences of one lane that will never come, all for one reason.
 type gapReport struct {
-	epoch    uint64
-	lane     pipeline.Lane
-	from, to buffer.Seq
-	reason   string
+	gapKey
+	lost runs
 
 	// What follows belongs to the gaps it is kept in.
 
@@ -30,15 +35,20 @@ type gapReport struct {
 type gapText struct {
 	Epoch  string `json:"epoch"`
 	Lane   string `json:"lane"`
-	From   uint64 `json:"from"`
-	To     uint64 `json:"to"`
 	Reason string `json:"reason"`
-	Count  uint64 `json:"count"`
+	// Count adds up Ranges, which hold the first and the last sequence of each, ascending.
+	Count  uint64      `json:"count"`
+	Ranges [][2]uint64 `json:"ranges"`
 }
 
 // MarshalJSON writes the payload of a report.
 func (g *gapReport) MarshalJSON() ([]byte, error) {
-	return json.Marshal(gapText{epochText(g.epoch), g.lane.String(), uint64(g.from), uint64(g.to), g.reason, uint64(g.to-g.from) + 1})
+	t := gapText{Epoch: epochText(g.epoch), Lane: g.lane.String(), Reason: g.reason, Ranges: make([][2]uint64, 0, len(g.lost.list))}
+	for _, r := range g.lost.list {
+		t.Count += uint64(r.to-r.from) + 1
+		t.Ranges = append(t.Ranges, [2]uint64{uint64(r.from), uint64(r.to)})
+	}
+	return json.Marshal(t)
 }
 
 // readGapReport reads what MarshalJSON wrote.
@@ -48,12 +58,22 @@ func readGapReport(b []byte) (*gapReport, error) {
 		return nil, fmt.Errorf("read gap report: %w", err)
 	}
 	epoch, err := strconv.ParseUint(t.Epoch, 36, 64)
-	if err != nil || t.From == 0 || t.To < t.From {
-		return nil, fmt.Errorf("read gap report: epoch %q, %d to %d is no range", t.Epoch, t.From, t.To)
+	if err != nil || len(t.Ranges) == 0 {
+		return nil, fmt.Errorf("read gap report: epoch %q with %d ranges", t.Epoch, len(t.Ranges))
+	}
+	g := &gapReport{gapKey: gapKey{epoch: epoch, reason: t.Reason}}
+	last := uint64(0)
+	for _, r := range t.Ranges {
+		if r[0] <= last || r[1] < r[0] || last > 0 && r[0] == last+1 {
+			return nil, fmt.Errorf("read gap report: %d to %d is no range behind %d", r[0], r[1], last)
+		}
+		last = r[1]
+		g.lost.list = append(g.lost.list, run{buffer.Seq(r[0]), buffer.Seq(r[1])})
 	}
 	for lane := range pipeline.Lanes {
 		if lane.String() == t.Lane {
-			return &gapReport{epoch: epoch, lane: lane, from: buffer.Seq(t.From), to: buffer.Seq(t.To), reason: t.Reason}, nil
+			g.lane = lane
+			return g, nil
 		}
 	}
 	return nil, fmt.Errorf("read gap report: there is no lane %q", t.Lane)
