@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -156,6 +157,39 @@ func TestCommandThatCannotBeTakenNowIsTriedAgainInOrder(t *testing.T) {
 		}
 		if n := len(peer.Connects()); n != 1 {
 			t.Errorf("%d connections", n)
+		}
+	})
+}
+
+// TestWaitingCommandHoldsUpOnlyItsTopic: a command that cannot be taken now, and those of its topic behind it, wait; others are
+// handed over at once. The cloud gets its acknowledgements in the order in which the commands came.
+func TestWaitingCommandHoldsUpOnlyItsTopic(t *testing.T) {
+	eachCommands(t, func(t *testing.T, v variant) {
+		peer := cloud(t, testpeer.Options{})
+		var ready atomic.Bool
+		k := &taker{}
+		h := run(t, v, withCommands, func(ctx context.Context, m message.Message) error {
+			if m.Topic == "cmd/gw/away" && !ready.Load() {
+				return message.ErrBusy
+			}
+			return k.handle(ctx, m)
+		}, peer.URL())
+		connected(t, h)
+		eventually(t, "subscribed", func() bool { return peer.Subscribed("cmd/gw/#") })
+		for i, topic := range []string{"away", "here", "away", "here"} {
+			peer.Send(testpeer.Command{Topic: "cmd/gw/" + topic, Payload: fmt.Append(nil, i), QoS: 1})
+		}
+		eventually(t, "the others are taken", func() bool { return k.payloads() == "1 3" })
+		if n := len(peer.CommandAcks()); n != 0 {
+			t.Errorf("%d commands were acknowledged before the first one", n)
+		}
+		ready.Store(true)
+		eventually(t, "all are taken, in order of their topic", func() bool { return k.payloads() == "1 3 0 2" })
+		eventually(t, "all are acknowledged", func() bool { return len(peer.CommandAcks()) == 4 })
+		for i, a := range peer.CommandAcks() {
+			if want := fmt.Sprint(i); string(a.Command.Payload) != want {
+				t.Errorf("acknowledgement %d is for %s [MQTT-4.6.0-2]", i, a.Command.Payload)
+			}
 		}
 	})
 }

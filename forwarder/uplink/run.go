@@ -53,10 +53,10 @@ func (p pace) after(failures int, lived time.Duration, useful bool) int {
 // Run keeps the uplink connected until ctx ends and hands what the cloud sends to commands. It returns nil, after the
 // retained status "offline" was acknowledged or goodbyeTimeout has passed, when every goroutine it started has ended. A Client runs once.
 //
-// A command is acknowledged to the cloud once commands returned nil, in order, one at a time. A command that commands
-// refuses for good (message.ErrNotAllowed, ErrInvalid, ErrTooLarge, ErrNoMatch) is acknowledged too, on MQTT 5 with a reason
-// code, because the cloud would send it again for ever. After any other error it is tried again, with growing pauses; the
-// cloud keeps it and those behind it meanwhile.
+// A command is acknowledged to the cloud once commands returned nil, in order; commands is called for one at a time. A
+// command that commands refuses for good (message.ErrNotAllowed, ErrInvalid, ErrTooLarge, ErrNoMatch) is acknowledged too, on
+// MQTT 5 with a reason code, because the cloud would send it again for ever. After any other error it is tried again, with
+// growing pauses; those of other topics are handed over meanwhile, and the cloud keeps all of them until then.
 func (c *Client) Run(ctx context.Context, commands message.Handler) error {
 	defer c.over()
 	failures := 0
