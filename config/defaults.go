@@ -74,14 +74,14 @@ func defaultGatewayID() string {
 	return id[:min(len(id), maxGatewayID)]
 }
 
-// defaultDataDir returns the folder of a service when this runs as one, else one in the user's home.
+// defaultDataDir returns the folder of a service when systemd runs this as one, else one in the user's home, root's as well.
 func defaultDataDir() string {
 	const service = "/var/lib/tidegate"
 	if dirs := os.Getenv("STATE_DIRECTORY"); dirs != "" {
 		first, _, _ := strings.Cut(dirs, ":") // systemd lists all of them
 		return first
 	}
-	if os.Geteuid() == 0 {
+	if os.Getenv("INVOCATION_ID") != "" && os.Geteuid() == 0 {
 		return service
 	}
 	if state := os.Getenv("XDG_STATE_HOME"); filepath.IsAbs(state) {

@@ -77,21 +77,24 @@ func TestDefaults(t *testing.T) {
 
 func TestDataDir(t *testing.T) {
 	home := t.TempDir()
-	for _, c := range []struct{ state, xdg, asRoot, asUser string }{
-		{"/var/lib/x", "/xdg", "/var/lib/x", "/var/lib/x"},
-		{"", "/xdg", "/var/lib/tidegate", "/xdg/tidegate"},
-		{"", "", "/var/lib/tidegate", filepath.Join(home, ".local/state/tidegate")},
-		{"", "relative", "/var/lib/tidegate", filepath.Join(home, ".local/state/tidegate")},
+	inHome := filepath.Join(home, ".local/state/tidegate")
+	asService := "/xdg/tidegate" // a service of the user's
+	if os.Geteuid() == 0 {
+		asService = "/var/lib/tidegate"
+	}
+	for _, c := range []struct{ state, invocation, xdg, want string }{
+		{"/var/lib/x", "1", "/xdg", "/var/lib/x"},
+		{"", "1", "/xdg", asService},
+		{"", "", "/xdg", "/xdg/tidegate"},
+		{"", "", "", inHome},
+		{"", "", "relative", inHome},
 	} {
 		t.Setenv("STATE_DIRECTORY", c.state)
+		t.Setenv("INVOCATION_ID", c.invocation)
 		t.Setenv("XDG_STATE_HOME", c.xdg)
 		t.Setenv("HOME", home)
-		want := c.asUser
-		if os.Geteuid() == 0 {
-			want = c.asRoot
-		}
-		if got := defaultDataDir(); got != want {
-			t.Errorf("%+v: %s, want %s", c, got, want)
+		if got := defaultDataDir(); got != c.want {
+			t.Errorf("%+v: %s", c, got)
 		}
 	}
 }

@@ -165,7 +165,7 @@ func (f *Forwarder) newOutput(index int, name string, c config.Uplink, link Upli
 		limit = defaultMaxBytes
 	}
 	o.bound = f.log.NewBound(limit, policy)
-	if err := o.gaps.open(f.log, "gaps/"+name, logger); err != nil {
+	if err := o.gaps.open(f.log, gapsName(name), logger); err != nil {
 		return nil, err
 	}
 	// The normal lane joins the bound first, so it is evicted first.
@@ -177,6 +177,7 @@ func (f *Forwarder) newOutput(index int, name string, c config.Uplink, link Upli
 		o.queues[kind], o.lanes[kind] = l.queue, l
 		f.lanes = append(f.lanes, l)
 	}
+	o.gaps.settle(o.lanes[:])
 	o.dead = &deadLetters{log: f.log, logger: logger, evicted: f.metrics.deadLost.WithLabelValues(name)}
 	if err := o.dead.open("dead/" + name); err != nil {
 		return nil, err

@@ -61,6 +61,7 @@ func (g *gaps) restore(r *gapReport) {
 		}
 		if both.union(r.lost); len(both.list) <= maxRanges || len(both.list) < len(o.lost.list)+len(r.lost.list) {
 			o.lost = both
+			o.uncounted += r.uncounted
 			o.stored = append(o.stored, r.stored...)
 			return
 		}

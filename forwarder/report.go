@@ -26,6 +26,9 @@ type gapReport struct {
 
 	// What follows belongs to the gaps it is kept in.
 
+	// uncounted of the sequences were given up while no gateway ran (purge.go), so no ledger has them.
+	uncounted uint64
+
 	stored  []buffer.Seq // where it is on disk, or a part of it
 	unsaved bool         // not all of it is
 	over    bool         // it is needed no more
@@ -39,11 +42,13 @@ type gapText struct {
 	// Count adds up Ranges, which hold the first and the last sequence of each, ascending.
 	Count  uint64      `json:"count"`
 	Ranges [][2]uint64 `json:"ranges"`
+	// Uncounted is only kept, never sent.
+	Uncounted uint64 `json:"uncounted,omitempty"`
 }
 
 // MarshalJSON writes the payload of a report.
 func (g *gapReport) MarshalJSON() ([]byte, error) {
-	t := gapText{Epoch: epochText(g.epoch), Lane: g.lane.String(), Reason: g.reason, Ranges: make([][2]uint64, 0, len(g.lost.list))}
+	t := gapText{Epoch: epochText(g.epoch), Lane: g.lane.String(), Reason: g.reason, Ranges: make([][2]uint64, 0, len(g.lost.list)), Uncounted: g.uncounted}
 	for _, r := range g.lost.list {
 		t.Count += uint64(r.to-r.from) + 1
 		t.Ranges = append(t.Ranges, [2]uint64{uint64(r.from), uint64(r.to)})
@@ -61,7 +66,7 @@ func readGapReport(b []byte) (*gapReport, error) {
 	if err != nil || len(t.Ranges) == 0 {
 		return nil, fmt.Errorf("read gap report: epoch %q with %d ranges", t.Epoch, len(t.Ranges))
 	}
-	g := &gapReport{gapKey: gapKey{epoch: epoch, reason: t.Reason}}
+	g := &gapReport{gapKey: gapKey{epoch: epoch, reason: t.Reason}, uncounted: t.Uncounted}
 	last := uint64(0)
 	for _, r := range t.Ranges {
 		if r[0] <= last || r[1] < r[0] || last > 0 && r[0] == last+1 {

@@ -199,12 +199,16 @@ type purgedRow struct {
 	Records uint64 `json:"records"`
 }
 
-func purgeQueues(l *buffer.Log, s selection) ([]purgedRow, error) {
+// purgeQueues gives up what is in the selected queues by giveUp: what runs a queue counts what it loses, on a stopped gateway
+// somebody has to note it.
+func purgeQueues(l *buffer.Log, s selection, giveUp func(*buffer.Queue) (uint64, error)) ([]purgedRow, error) {
 	queues, err := s.pick(l)
 	rows := []purgedRow{}
 	for _, q := range queues {
 		uplink, lane, _ := metrics.SplitQueue(q.Name())
-		rows = append(rows, purgedRow{uplink, lane, q.Purge()})
+		n, e := giveUp(q)
+		rows = append(rows, purgedRow{uplink, lane, n})
+		err = errors.Join(err, e)
 	}
 	return rows, err
 }

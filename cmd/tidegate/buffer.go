@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -14,6 +15,7 @@ import (
 	"tidegate/admin"
 	"tidegate/buffer"
 	"tidegate/config"
+	"tidegate/forwarder"
 )
 
 // bufferCommand is one word behind `tidegate buffer`.
@@ -247,7 +249,10 @@ func bufferPurge(args []string, std stdio, synopsis string) int {
 	var rows []purgedRow
 	err := backlogOf(c, true,
 		func(r remote) error { return r.call(http.MethodPost, pathPurge, f.sel.values(), &rows) },
-		func(l *buffer.Log) (err error) { rows, err = purgeQueues(l, f.sel); return err })
+		func(l *buffer.Log) (err error) {
+			rows, err = purgeQueues(l, f.sel, func(q *buffer.Queue) (uint64, error) { return forwarder.Purge(context.Background(), l, q) })
+			return err
+		})
 	if err != nil {
 		return backlogFailed(std, "purge", c, err)
 	}

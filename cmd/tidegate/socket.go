@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"tidegate/admin"
+	"tidegate/buffer"
 	"tidegate/config"
 )
 
@@ -36,7 +37,7 @@ func (g *gateway) socketHandler() http.Handler {
 	})
 	mux.HandleFunc("POST "+pathPurge, func(w http.ResponseWriter, r *http.Request) {
 		s := selectionOf(r.URL.Query())
-		rows, err := purgeQueues(g.buffer, s)
+		rows, err := purgeQueues(g.buffer, s, func(q *buffer.Queue) (uint64, error) { return q.Purge(), nil })
 		if err == nil {
 			g.log.Warn("records purged on request", "uplink", s.uplink, "lane", s.lane, "dead", s.dead, "purged", rows)
 		}
