@@ -80,6 +80,7 @@ func (v *validator) auth() {
 		anonymous := !away
 		a.Anonymous = &anonymous
 	}
+	v.coapLogin()
 	admitted := false
 	for name, l := range v.c.Listeners {
 		if l.Anonymous == nil {
