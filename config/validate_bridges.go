@@ -26,7 +26,7 @@ func (v *validator) coap() {
 			continue
 		}
 		c.Listen[i] = e.String()
-		v.endpoints = append(v.endpoints, bound{key, e})
+		v.endpoints = append(v.endpoints, bound{key, v.item(key, i), e})
 	}
 }
 
