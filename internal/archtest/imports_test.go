@@ -41,6 +41,7 @@ var mayImport = map[string][]string{
 	"admin":         {"message", "buffer", "config", "access", "admin/metrics"},
 	"admin/metrics": {"message", "buffer"},
 
+	"internal/demo":     {"message", "config"},
 	"internal/testpeer": {"message", "config"},
 	"internal/archtest": {},
 	"test/e2e":          {},
