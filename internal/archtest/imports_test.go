@@ -83,6 +83,7 @@ var notBelow = map[string][]string{
 var testOwners = map[string][]string{
 	"github.com/eclipse/paho.golang":      {"edge", "test/e2e"},
 	"github.com/eclipse/paho.mqtt.golang": {"edge"},
+	"github.com/plgd-dev/go-coap/v3":      {"test/e2e"},
 }
 
 // neverImport forbids parts of the standard library where a package promises to stay pure.
