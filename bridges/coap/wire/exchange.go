@@ -68,12 +68,13 @@ func (x *Exchange) release() {
 	}
 }
 
-// acknowledge sends the empty acknowledgement of a request that waits for its answer.
+// acknowledge sends the empty acknowledgement of a request that waits for its answer. Not when the server stops: the peer is
+// to send its request again then, to whoever comes after.
 func (x *Exchange) acknowledge() {
 	sh := x.peer.shard
 	sh.mu.Lock()
 	e := x.peer.ring.find(x.mid, x.hash, x.server.millis(time.Now()))
-	due := e != nil && e.state == waiting
+	due := e != nil && e.state == waiting && !x.server.stopping.Load()
 	b := empty(coap.Acknowledgement, x.mid)
 	if due {
 		e.state = accepted

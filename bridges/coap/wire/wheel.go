@@ -2,6 +2,7 @@ package wire
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"time"
 )
@@ -96,12 +97,14 @@ func (w *wheel) advance(due []*Exchange) []*Exchange {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for ; w.count > 0 && w.last < now; w.last++ {
+		first := len(due)
 		at := &w.spoke[(w.last+1)%wheelTicks]
 		for *at != nil {
 			t := *at
 			due = append(due, t.exchange)
 			w.remove(t)
 		}
+		slices.Reverse(due[first:]) // those that were set first come first
 	}
 	return due
 }
