@@ -25,7 +25,7 @@ func (e endpoint) String() string {
 
 // defaultPorts of the schemes the agreed file knows.
 func defaultPorts() map[string]int {
-	return map[string]int{"mqtt": 1883, "mqtts": 8883, "ws": 80, "wss": 443, "http": 8080, "https": 8443}
+	return map[string]int{"mqtt": 1883, "mqtts": 8883, "ws": 80, "wss": 443, "http": 8080, "https": 8443, "coap": 5683, "opc.tcp": 4840}
 }
 
 // parseEndpoint reads a URL with one of the schemes; those of later are known but not built yet.
@@ -87,9 +87,12 @@ func (e endpoint) loopback() bool {
 	return strings.EqualFold(e.host, "localhost") || err == nil && ip.IsLoopback()
 }
 
+// udp reports whether the endpoint is bound as a UDP socket.
+func (e endpoint) udp() bool { return e.scheme == "coap" }
+
 // conflicts reports whether e and o cannot both be bound. Port 0 is free whenever it is bound.
 func (e endpoint) conflicts(o endpoint) bool {
-	if e.port != o.port || e.port == 0 {
+	if e.port != o.port || e.port == 0 || e.udp() != o.udp() {
 		return false
 	}
 	a, b := hostAddrs(e.host), hostAddrs(o.host)

@@ -19,6 +19,8 @@ type Config struct {
 	Listeners map[string]Listener `toml:"listener"`
 	Auth      Auth                `toml:"auth"`
 	Broker    Broker              `toml:"broker"`
+	CoAP      *CoAP               `toml:"coap"` // nil: off
+	OPCUA     map[string]OPCUA    `toml:"opcua"`
 	Routes    map[string]Route    `toml:"route"`
 	Uplinks   map[string]Uplink   `toml:"uplink"`
 	Admin     *Admin              `toml:"admin"` // nil: off

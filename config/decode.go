@@ -100,6 +100,9 @@ func (d *decoder) value(n *node, path, shape string, v reflect.Value) {
 	case Secret:
 		v.Set(reflect.ValueOf(d.secret(n, path)))
 		return
+	case Deadband:
+		v.Set(reflect.ValueOf(d.deadband(n, path)))
+		return
 	}
 	switch v.Kind() {
 	case reflect.String:

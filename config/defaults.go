@@ -31,6 +31,7 @@ func (defaults) config() *Config {
 			RetainedLimit: 100000,
 		},
 		Listeners: map[string]Listener{},
+		OPCUA:     map[string]OPCUA{},
 		Routes:    map[string]Route{},
 		Uplinks:   map[string]Uplink{},
 	}
@@ -48,6 +49,16 @@ func (defaults) fill(section any) {
 			KeepAlive:  Duration(30 * time.Second),
 			AckTimeout: Duration(30 * time.Second),
 			Buffer:     Buffer{MaxBytes: 512 << 20, WhenFull: "drop-oldest"},
+		}
+	case *CoAP:
+		*s = CoAP{Listen: []string{"coap://127.0.0.1:5683"}}
+	case *OPCUA:
+		*s = OPCUA{
+			Security:           "None",
+			PublishingInterval: Duration(time.Second),
+			SamplingInterval:   Duration(500 * time.Millisecond),
+			OutageBudget:       Duration(time.Minute),
+			Format:             "json",
 		}
 	case *Admin:
 		*s = Admin{Listen: "http://127.0.0.1:8080"}

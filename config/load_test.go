@@ -49,6 +49,7 @@ func TestDefaults(t *testing.T) {
 			MaxClients: 10000, MaxPacket: 1 << 20, SessionExpiry: Duration(7 * 24 * time.Hour), SessionQueue: 64 << 20,
 			MaxKeepAlive: Duration(5 * time.Minute), RetainedLimit: 100000,
 		},
+		OPCUA:   map[string]OPCUA{},
 		Routes:  map[string]Route{},
 		Uplinks: map[string]Uplink{},
 	}
@@ -130,6 +131,10 @@ func TestSample(t *testing.T) {
 	r, u := full.Routes["telemetry"], full.Uplinks["cloud"]
 	defaultRoute.From, defaultRoute.Except, defaultRoute.To = r.From, r.Except, r.To
 	defaultUplink.Servers, defaultUplink.Username, defaultUplink.Password, defaultUplink.Commands = u.Servers, u.Username, u.Password, u.Commands
+	defaultOPCUA, o := OPCUA{}, full.OPCUA["press1"]
+	defaults{}.fill(&defaultOPCUA)
+	defaultOPCUA.Endpoint, defaultOPCUA.Username, defaultOPCUA.Password = o.Endpoint, o.Username, o.Password
+	defaultOPCUA.Topic, defaultOPCUA.Nodes, defaultOPCUA.Writes = o.Topic, o.Nodes, o.Writes
 	defaultUplink.ClientID, defaultUplink.ServersAt = "press-hall-3-cloud", u.ServersAt
 	for _, pair := range [][2]any{
 		{full.Log, c.Log},
@@ -138,6 +143,8 @@ func TestSample(t *testing.T) {
 		{full.Broker, c.Broker},
 		{r, defaultRoute},
 		{u, defaultUplink},
+		{full.CoAP.Listen, []string{"coap://127.0.0.1:5683"}},
+		{o, defaultOPCUA},
 		{full.Admin.Listen, "http://127.0.0.1:8080"},
 	} {
 		if !reflect.DeepEqual(pair[0], pair[1]) {
@@ -149,6 +156,7 @@ func TestSample(t *testing.T) {
 // TestAgreedFile reads the agreed face of the file. Only two kinds of problems may be left: a feature that is not built, and
 // a file that it names.
 func TestAgreedFile(t *testing.T) {
+	t.Setenv("PRESS1_PASSWORD", "secret")
 	_, ps := Check(filepath.Join("testdata", "tidegate.example.toml"))
 	for _, p := range ps {
 		if !strings.Contains(p.Message, "not built yet") && !strings.Contains(p.Message, "no such file") {

@@ -15,9 +15,12 @@ const (
 	noEncryption = "encryption of the buffer is not built yet"
 	noReplay     = "keeping delivered records is not built yet"
 	noEngine     = "engines other than the built-in log are not built yet"
-	noCoAP       = "CoAP is not built yet"
+	noDTLS       = "CoAP over DTLS and TLS is not built yet; this build has coap:// over UDP"
+	noCoAPClient = "the gateway as a CoAP client is not built yet; devices can POST to it"
 	noHTTP       = "the HTTP data surface is not built yet"
-	noOPCUA      = "OPC UA is not built yet"
+	noBrowse     = "subscribing to what stands below a node is not built yet; list the nodes"
+	noBackfill   = "reading the server's history is not built yet"
+	noMethods    = "methods and events of OPC UA are not built yet"
 )
 
 // notBuiltKeys lists the keys of the agreed file that have no field in the structs, with * for a name the user chose.
@@ -36,9 +39,20 @@ func notBuiltKeys() map[string]string {
 		"broker.external":         noExternal,
 		"broker.max_connect_rate": noRate,
 
-		"coap":  noCoAP,
-		"http":  noHTTP,
-		"opcua": noOPCUA,
+		"http": noHTTP,
+
+		"coap.psk_file":    noDTLS,
+		"coap.cert":        noDTLS,
+		"coap.key":         noDTLS,
+		"coap.client_ca":   noDTLS,
+		"coap.client_auth": noDTLS,
+		"coap.identity":    noDTLS,
+		"coap.device":      noCoAPClient,
+
+		"opcua.*.browse":   noBrowse,
+		"opcua.*.backfill": noBackfill,
+		"opcua.*.method":   noMethods,
+		"opcua.*.event":    noMethods,
 
 		"route.*.where":    noStages,
 		"route.*.on_error": noStages,

@@ -235,6 +235,10 @@ func TestFine(t *testing.T) {
 		"[auth]\nanonymous = false\n[listener.a]\nlisten = 'mqtt://:1'\nanonymous = true",
 		uplinkText + "[route.r]\nfrom = ['a/#', 'b/#']\ntopic = '{uplink}/{3}/{rest}'\nto = []",
 		uplinkText + "[[uplink.cloud.command]]\nfrom = 'a/#'\nto = '{rest}'\n[[uplink.cloud.command]]\nfrom = 'b/+'\nto = 'x/{2}'",
+		"[coap]\nlisten = ['coap://127.0.0.1:1883', 'coap://127.0.0.1:0', 'coap://127.0.0.1:0']", // TCP and UDP do not meet
+		"[opcua.a]\nendpoint = 'opc.tcp://h/x/y'\n[[opcua.a.node]]\nid = 'nsu=urn:x;s=a;b'\ntopic = 'a'\ndeadband = 1\n" +
+			"[[opcua.a.node]]\nid = 'g=09087e75-8e5e-499b-954f-f2a9603db28a'\ntopic = 'b/{name}'\ndeadband = '0.5%'\n" +
+			"[[opcua.a.write]]\nid = 'ns=3;b=YWJj'\ntopic = 'c'",
 		uplinkText + "max_in_flight = 20\nbuffer = { sync = '1s', when_full = 'refuse' }",
 		uplinkText + "[uplink.b]\nservers = ['mqtt://127.0.0.1']",
 		uplinkText + "protocol = '5'\npassword = 'token'",
@@ -248,7 +252,9 @@ func TestFine(t *testing.T) {
 }
 
 func TestAllAtOnce(t *testing.T) {
-	golden(t, filepath.Join("testdata", "wrong.toml"), filepath.Join("testdata", "wrong.json"))
+	for _, name := range []string{"wrong", "wrong_bridges"} {
+		golden(t, filepath.Join("testdata", name+".toml"), filepath.Join("testdata", name+".json"))
+	}
 }
 
 // golden compares the problems of a file as JSON with the wanted ones; with UPDATE_GOLDEN set it writes those.
@@ -275,5 +281,12 @@ func golden(t *testing.T, file, want string) {
 	}
 	if string(b) != string(got) {
 		t.Errorf("problems of %s:\n%s", file, got)
+	}
+}
+
+func TestOPCUAPasswordNeedsAUser(t *testing.T) {
+	_, ps := checkText("[opcua.a]\nendpoint = 'opc.tcp://h'\npassword = { env = 'HOME' }\n[[opcua.a.node]]\nid = 'i=1'\ntopic = 'a'")
+	if len(ps) != 1 || ps[0].Key != "opcua.a.password" || ps[0].Severity != Error {
+		t.Errorf("got %s", ps)
 	}
 }

@@ -47,9 +47,11 @@ func (v *validator) validate() {
 	v.oneOf("log.format", v.c.Log.Format, "text", "json")
 	v.broker()
 	v.listeners()
+	v.coap()
 	v.auth()
 	v.admin()
 	v.addresses()
+	v.opcua()
 	v.uplinks()
 	v.routes()
 }

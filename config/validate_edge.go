@@ -9,6 +9,7 @@ import (
 // bound is an address that this configuration binds.
 type bound struct {
 	key string
+	at  Place // of the address
 	endpoint
 }
 
@@ -30,7 +31,7 @@ func (v *validator) listeners() {
 		}
 		l.Listen = e.String()
 		v.c.Listeners[name] = l
-		v.endpoints = append(v.endpoints, bound{key, e})
+		v.endpoints = append(v.endpoints, bound{key, v.at(key).value, e})
 	}
 }
 
@@ -55,7 +56,7 @@ func (v *validator) admin() {
 		v.wrong(key, "away from loopback [admin] wants a login, which is not built yet; listen on 127.0.0.1")
 	}
 	v.c.Admin.Listen = e.String()
-	v.endpoints = append(v.endpoints, bound{key, e})
+	v.endpoints = append(v.endpoints, bound{key, v.at(key).value, e})
 }
 
 // addresses finds two listeners that want the same address.
@@ -63,7 +64,7 @@ func (v *validator) addresses() {
 	for i, a := range v.endpoints {
 		for _, b := range v.endpoints[:i] {
 			if a.conflicts(b.endpoint) {
-				v.wrong(a.key, "%s is taken by %s (%s)", a.endpoint, b.key, b.endpoint)
+				v.add(Error, a.at, a.key, "%s is taken by %s (%s)", a.endpoint, b.key, b.endpoint)
 				break
 			}
 		}
@@ -80,6 +81,7 @@ func (v *validator) auth() {
 		anonymous := !away
 		a.Anonymous = &anonymous
 	}
+	v.coapLogin()
 	admitted := false
 	for name, l := range v.c.Listeners {
 		if l.Anonymous == nil {

@@ -28,12 +28,14 @@ type command struct {
 func commands() []command {
 	return []command{
 		{"run", "run the gateway", cmdRun},
+		{"demo", "devices, gateway and cloud in one process, through an outage", cmdDemo},
 		{"init", "write a commented configuration", cmdInit},
 		{"check", "look for everything wrong with a configuration", cmdCheck},
 		{"status", "one look at the running gateway", cmdStatus},
 		{"buffer", "list, check, export and purge the stored backlog", cmdBuffer},
 		{"pub", "publish messages to an MQTT broker", cmdPub},
 		{"sub", "print messages of an MQTT broker", cmdSub},
+		{"opcua", "look around in an OPC UA server, trust its certificate", cmdOPCUA},
 		{"passwd", "add or change a user", cmdPasswd},
 		{"auth", "which rule decides", cmdAuth},
 		{"version", "what this binary is", cmdVersion},
@@ -71,7 +73,7 @@ func dispatch(args []string, std stdio) int {
 // later lists the commands that other versions have, or are to have.
 func later() []string {
 	return []string{
-		"bench", "cert", "coap", "completion", "decode", "demo", "doctor", "learn", "ledger", "opcua", "reload", "replay", "test",
+		"bench", "cert", "coap", "completion", "decode", "doctor", "learn", "ledger", "reload", "replay", "test",
 		"top", "verify", "why",
 	}
 }

@@ -18,6 +18,7 @@ import (
 // How long each part may take to stop. What is longer than a service manager waits would not help.
 const (
 	edgePatience      = 10 * time.Second // acknowledgements leave, clients are told
+	bridgesPatience   = 5 * time.Second  // what was taken becomes durable and is acknowledged, sessions are closed
 	forwarderPatience = 8 * time.Second  // acknowledgements of the cloud come in, uplinks say goodbye
 	adminPatience     = 3 * time.Second
 )
@@ -109,6 +110,9 @@ func (g *gateway) run(ctx context.Context, hurry <-chan struct{}) error {
 		part{"forwarder", func(ctx context.Context) error { return g.forwarder.Run(ctx, g.broker.Deliver) }, forwarderPatience},
 		part{"edge", g.broker.Run, edgePatience},
 	)
+	if len(g.bridges) > 0 {
+		parts = append(parts, part{"bridges", g.runBridges, bridgesPatience})
+	}
 	err := supervise(ctx, parts, g.ready, hurry, g.log)
 	g.up.Store(false)
 	if e := g.buffer.Close(); e != nil {
@@ -129,6 +133,7 @@ func (g *gateway) ready() {
 	for _, name := range slices.Sorted(maps.Keys(addrs)) {
 		bound = append(bound, "listener."+name, addrs[name].String())
 	}
+	bound = append(bound, g.bridgeAddrs()...)
 	if g.admin != nil {
 		bound = append(bound, "admin", g.admin.Addr().String())
 	}

@@ -1,15 +1,12 @@
 package main
 
 import (
-	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"time"
 
 	"tidegate/admin"
 	"tidegate/admin/metrics"
-	"tidegate/message"
 )
 
 // gateway is the admin.Source.
@@ -30,7 +27,7 @@ func (g *gateway) Status() admin.Status {
 	disk := g.buffer.Stats()
 	s := admin.Status{
 		Gateway: g.config.Gateway.ID, Version: buildVersion(), UptimeS: int64(time.Since(g.started).Seconds()),
-		Uplinks: []admin.UplinkStatus{}, Bridges: []admin.BridgeStatus{},
+		Uplinks: []admin.UplinkStatus{}, Bridges: g.bridgeStatus(),
 		Clients: g.broker.Clients(), Sessions: g.broker.Sessions(),
 		Buffer: admin.BufferStatus{Writable: disk.LastError == nil, NoSpace: disk.NoSpace, DiskBytes: disk.Bytes},
 	}
@@ -59,18 +56,5 @@ func (g *gateway) Status() admin.Status {
 
 // announce publishes the state of the gateway, retained, on the local side. The uplinks tell the cloud themselves.
 func (g *gateway) announce(state string) {
-	payload, err := json.Marshal(struct {
-		State   string `json:"state"`
-		Since   string `json:"since"`
-		Version string `json:"version"`
-	}{state, time.Now().UTC().Format(time.RFC3339), buildVersion()})
-	if err == nil {
-		err = g.broker.Deliver(context.Background(), message.Message{
-			Topic: "tidegate/" + g.config.Gateway.ID + "/status", Payload: payload, QoS: 1, Retain: true,
-			ContentType: "application/json", PayloadUTF8: true, Source: message.Source{Protocol: message.Self},
-		})
-	}
-	if err != nil && !errors.Is(err, message.ErrNoMatch) {
-		g.log.Warn("publishing the gateway's own status failed", "err", err)
-	}
+	g.deliverState(g.stateMessage("tidegate/"+g.config.Gateway.ID+"/status", state))
 }

@@ -63,13 +63,18 @@ func printStatus(w io.Writer, s admin.Status) {
 		fmt.Fprintf(w, ", %d records lost to damage", s.Buffer.Damaged)
 	}
 	fmt.Fprintln(w)
-	if len(s.Uplinks) == 0 {
+	printUplinks(w, s.Uplinks)
+	printBridges(w, s.Bridges)
+}
+
+func printUplinks(w io.Writer, uplinks []admin.UplinkStatus) {
+	if len(uplinks) == 0 {
 		fmt.Fprintln(w, "no uplinks")
 		return
 	}
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(t, "\nUPLINK\tSTATE\tSERVER\tIN FLIGHT\tRECORDS\tBYTES\tOLDEST\tDELIVERED\tEVICTED\tDEAD")
-	for _, u := range s.Uplinks {
+	for _, u := range uplinks {
 		state := "connected"
 		if !u.Connected {
 			state = "offline"
@@ -78,11 +83,27 @@ func printStatus(w io.Writer, s admin.Status) {
 			sizeText(u.Bytes), ageText(u.OldestS), u.Delivered, u.Evicted, u.Dead)
 	}
 	_ = t.Flush()
-	for _, u := range s.Uplinks {
+	for _, u := range uplinks {
 		if u.LastError != "" {
 			fmt.Fprintf(w, "%s: last error: %s\n", u.Name, u.LastError)
 		}
 	}
+}
+
+func printBridges(w io.Writer, bridges []admin.BridgeStatus) {
+	if len(bridges) == 0 {
+		return
+	}
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(t, "\nBRIDGE\tSTATE\tLAST ERROR")
+	for _, b := range bridges {
+		state := "up"
+		if !b.Up {
+			state = "DOWN"
+		}
+		fmt.Fprintf(t, "%s\t%s\t%s\n", b.Name, state, b.LastError)
+	}
+	_ = t.Flush()
 }
 
 func ageText(seconds float64) string {

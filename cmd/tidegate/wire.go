@@ -15,6 +15,7 @@ import (
 	"tidegate/access"
 	"tidegate/admin"
 	"tidegate/admin/metrics"
+	"tidegate/bridges"
 	"tidegate/buffer"
 	"tidegate/config"
 	"tidegate/edge"
@@ -31,6 +32,8 @@ type gateway struct {
 	buffer    *buffer.Log
 	forwarder *forwarder.Forwarder
 	broker    *edge.Broker
+	uplinks   []*uplink.Client
+	bridges   []bridges.Bridge
 	admin     *admin.Server // nil: off
 	socket    *admin.Socket
 	// up says that every listener accepts.
@@ -80,6 +83,9 @@ func build(ctx context.Context, c *config.Config, log *slog.Logger, s seams) (_ 
 	}
 	if err := g.openBroker(ctx, reg, s); err != nil {
 		return nil, &startError{exitFailed, "choose another address in [listener], or stop what uses it", err}
+	}
+	if err := g.openBridges(ctx, reg, s); err != nil {
+		return nil, err
 	}
 	return g, g.openAdmin(ctx, reg, s)
 }
@@ -149,6 +155,7 @@ func (g *gateway) wireForwarder(reg prometheus.Registerer) error {
 		}
 		client.SetVersion(buildVersion())
 		links[name] = uplinkPort{client}
+		g.uplinks = append(g.uplinks, client)
 	}
 	var err error
 	if g.forwarder, err = forwarder.New(g.config, g.buffer, links, g.log, reg); err != nil {
@@ -184,6 +191,7 @@ func (g *gateway) close() error {
 	if g.admin != nil {
 		errs = append(errs, g.admin.Close())
 	}
+	errs = append(errs, closeBridges(g.bridges))
 	if g.broker != nil {
 		errs = append(errs, g.broker.Close())
 	}

@@ -415,6 +415,46 @@ func TestStatusTopicTellsTheVersionThatWasSet(t *testing.T) {
 	}
 }
 
+// TestTell: what the gateway says about its parts is at the cloud after every connect, newest last, and changes live.
+func TestTell(t *testing.T) {
+	each(t, func(t *testing.T, v variant) {
+		peer := cloud(t, testpeer.Options{})
+		h := open(t, v, nil, peer.URL())
+		say := func(topic, payload string) {
+			h.Tell(message.Message{
+				ID: message.NewID(), Topic: topic, Payload: []byte(payload), QoS: 1, Retain: true, Source: message.Source{Protocol: message.Self},
+			})
+		}
+		last := func(topic string) (payload string, n int) {
+			for _, r := range peer.Received() {
+				if r.Topic == topic {
+					payload, n = string(r.Payload), n+1
+					if !r.Retain || r.QoS != 1 {
+						t.Errorf("%+v is not retained with QoS 1", r)
+					}
+				}
+			}
+			return payload, n
+		}
+		say("a", "1")
+		say("b", "1")
+		say("a", "2") // before the connection: only the newest counts
+		h.start(t, nil)
+		connected(t, h)
+		eventually(t, "both are told", func() bool { return peer.Count() == 3 })
+		if p, n := last("a"); p != "2" || n != 1 {
+			t.Errorf("a: %q, %d times", p, n)
+		}
+		if r := peer.Received()[0]; r.Topic != "tidegate/gw/status" {
+			t.Errorf("the first message is about %s, want the gateway", r.Topic)
+		}
+		say("b", "2")
+		eventually(t, "b changed", func() bool { p, n := last("b"); return p == "2" && n == 2 })
+		peer.DropAll()
+		eventually(t, "all is told again", func() bool { _, a := last("a"); _, b := last("b"); return a == 2 && b == 3 })
+	})
+}
+
 func stateOf(t *testing.T, payload []byte) string {
 	t.Helper()
 	var s state

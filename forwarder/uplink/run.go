@@ -138,6 +138,7 @@ func (c *Client) serve(ctx context.Context, sv server, cn conn, commands message
 	parts.Go(func() { c.takeCommands(alive, cn, commands) }) // ends with the connection, or ctx
 	l := &link{conn: cn}
 	c.announce(ctx, cn, "online")
+	parts.Go(func() { c.tell(alive, cn) }) // ends with the connection, or ctx
 	c.up(sv, l)
 	select {
 	case <-ctx.Done():

@@ -49,6 +49,9 @@ type Client struct {
 	ended   bool          // Run has returned
 	status  Status
 	logged  string // the last failure that was logged
+	// told is what Tell keeps, by topic; toldChanged is closed and replaced when it changes.
+	told        map[string]message.Message
+	toldChanged chan struct{}
 }
 
 // Status is a look at an uplink.
@@ -80,6 +83,7 @@ func New(name string, c config.Uplink, gatewayID string, log *slog.Logger, reg p
 	client := &Client{
 		settings: s, version: builtVersion(), driver: pipelinedDriver{}, pace: defaultPace(), metrics: m,
 		log: log.With("part", "uplink", "uplink", name), changed: make(chan struct{}),
+		toldChanged: make(chan struct{}),
 	}
 	client.settings.hooks = hooks{
 		subscribed: client.subscribed,

@@ -32,9 +32,16 @@ var mayImport = map[string][]string{
 	"edge/gate":    {},
 	"edge/session": {"message", "buffer"},
 
+	"bridges":            {"message"},
+	"bridges/coap":       {"bridges", "message", "config", "access", "bridges/coap/wire"},
+	"bridges/coap/wire":  {},
+	"bridges/opcua":      {"bridges", "message", "config", "access", "bridges/opcua/link"},
+	"bridges/opcua/link": {},
+
 	"admin":         {"message", "buffer", "config", "access", "admin/metrics"},
 	"admin/metrics": {"message", "buffer"},
 
+	"internal/demo":     {"message", "config"},
 	"internal/testpeer": {"message", "config"},
 	"internal/archtest": {},
 	"test/e2e":          {},
@@ -56,7 +63,9 @@ var owners = map[string][]string{
 	"github.com/eclipse/paho.golang":          {"forwarder/uplink"},
 	"github.com/eclipse/paho.mqtt.golang":     {"forwarder/uplink"},
 	"github.com/pelletier/go-toml/v2":         {"config"},
-	"github.com/prometheus":                   {"edge", "forwarder", "admin", "cmd/tidegate"},
+	"github.com/plgd-dev/go-coap/v3":          {"bridges/coap", "internal/demo"},
+	"github.com/gopcua/opcua":                 {"bridges/opcua", "internal/demo"},
+	"github.com/prometheus":                   {"edge", "forwarder", "admin", "bridges", "cmd/tidegate"},
 	"golang.org/x/crypto":                     {"access"},
 	"golang.org/x/sys":                        {"buffer"},
 	"golang.org/x/term":                       {"cmd/tidegate"},
@@ -74,6 +83,7 @@ var notBelow = map[string][]string{
 var testOwners = map[string][]string{
 	"github.com/eclipse/paho.golang":      {"edge", "test/e2e"},
 	"github.com/eclipse/paho.mqtt.golang": {"edge"},
+	"github.com/plgd-dev/go-coap/v3":      {"test/e2e"},
 }
 
 // neverImport forbids parts of the standard library where a package promises to stay pure.

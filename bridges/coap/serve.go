@@ -1,0 +1,60 @@
+package coap
+
+import (
+	"github.com/plgd-dev/go-coap/v3/message/codes"
+
+	"tidegate/access"
+	"tidegate/bridges/coap/wire"
+)
+
+// serve answers one request. It runs on the goroutine that reads the socket: nothing in it waits for anything.
+func (b *Bridge) serve(r *wire.Request) {
+	a, no := newAsk(r)
+	switch {
+	case no != nil && no.code == codes.BadOption && !r.Confirmable():
+		b.metrics.count(r.Code, codes.BadOption)
+		r.Reject() // a 4.02 is for confirmable requests (RFC 7252, 5.4.1)
+		return
+	case no != nil:
+	case !b.o.Anonymous:
+		no = &refusal{code: codes.Forbidden, why: "clients without a name are not admitted"}
+	case r.Code < codes.GET || r.Code > codes.DELETE:
+		no = &refusal{code: codes.MethodNotAllowed}
+	case a.place == nowhere:
+		no = &refusal{code: codes.NotFound}
+	case a.place == topic && a.topic == "":
+		no = &refusal{code: codes.BadRequest, why: "no topic behind /ps/"}
+	case a.place != topic && r.Code != codes.GET:
+		no = &refusal{code: codes.MethodNotAllowed}
+	}
+	switch {
+	case no != nil:
+		b.refuse(r, *no)
+	case a.place != topic:
+		b.discover(r, &a)
+	case r.Code == codes.GET:
+		b.get(r, &a)
+	default:
+		b.publish(r, &a)
+	}
+}
+
+// reply answers a request and counts it.
+func (b *Bridge) reply(r *wire.Request, resp wire.Response) {
+	b.metrics.count(r.Code, resp.Code)
+	r.Reply(resp)
+}
+
+func (b *Bridge) refuse(r *wire.Request, no refusal) { b.reply(r, no.response()) }
+
+// replyLater answers a parked request and counts it.
+func (b *Bridge) replyLater(x *wire.Exchange, resp wire.Response) {
+	b.metrics.count(x.Request(), resp.Code)
+	x.Reply(resp)
+}
+
+// identity is who sent a request, for the rules: nobody by name, from an address. The port is left out: a device may have
+// another one each time.
+func identity(r *wire.Request) access.Identity {
+	return access.Identity{Client: r.Remote().Addr().String()}
+}
