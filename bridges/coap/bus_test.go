@@ -6,6 +6,7 @@ import (
 	"maps"
 	"slices"
 	"sync"
+	"testing"
 	"time"
 
 	"tidegate/access"
@@ -103,6 +104,9 @@ type disk struct {
 	last    uint64
 	waiting map[uint64]func(error)
 	done    map[uint64]error
+	// batch and gathered are of commits.
+	batch    chan struct{}
+	gathered []func(error)
 }
 
 func (d *disk) ticket() message.Ticket {
@@ -166,6 +170,15 @@ func (d *disk) Durable(pos uint64) bool {
 
 func (d *disk) Notify(pos uint64, f func(error)) {
 	d.mu.Lock()
+	if d.batch != nil {
+		d.gathered = append(d.gathered, f)
+		d.mu.Unlock()
+		select {
+		case d.batch <- struct{}{}:
+		default: // told already
+		}
+		return
+	}
 	err, ok := d.done[pos]
 	if !ok {
 		if d.waiting == nil {
@@ -195,4 +208,33 @@ type rules []string
 
 func (r rules) Allow(_ access.Identity, action access.Action, topic string) bool {
 	return message.ValidName(topic) == nil && (action == access.Publish || !slices.Contains(r, topic))
+}
+
+// commits makes durable what waits, all at once, again and again, until the test ends.
+func (d *disk) commits(t testing.TB) {
+	d.mu.Lock()
+	d.slow, d.batch = true, make(chan struct{}, 1)
+	d.mu.Unlock()
+	end, ended := make(chan struct{}), make(chan struct{})
+	go func() { // ends with the test
+		defer close(ended)
+		for {
+			select {
+			case <-end:
+				return
+			case <-d.batch:
+			}
+			d.mu.Lock()
+			waiting := d.gathered
+			d.gathered = nil
+			d.mu.Unlock()
+			for _, f := range waiting {
+				f(nil)
+			}
+		}
+	}()
+	t.Cleanup(func() {
+		close(end)
+		<-ended
+	})
 }

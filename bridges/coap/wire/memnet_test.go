@@ -193,9 +193,11 @@ func encode(typ coap.Type, code codes.Code, mid int, token string, options coap.
 func con(mid int, token string) []byte {
 	return encode(coap.Confirmable, codes.POST, mid, token, nil, "x")
 }
+
 func non(mid int, token string) []byte {
 	return encode(coap.NonConfirmable, codes.POST, mid, token, nil, "x")
 }
+
 func ack(mid int, token string, code codes.Code) []byte {
 	return encode(coap.Acknowledgement, code, mid, token, nil, "")
 }

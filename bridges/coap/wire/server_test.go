@@ -248,7 +248,10 @@ func TestDuplicateNonConfirmableIsIgnored(t *testing.T) {
 func TestGetIsAskedAgainWhenItsAnswerIsForgotten(t *testing.T) {
 	for _, method := range []codes.Code{codes.GET, codes.POST} {
 		calls := 0
-		h := func(r *Request) { calls++; r.Reply(Response{Code: codes.Content, Payload: bytes.Repeat([]byte("z"), 1000)}) }
+		h := func(r *Request) {
+			calls++
+			r.Reply(Response{Code: codes.Content, Payload: bytes.Repeat([]byte("z"), 1000)})
+		}
 		run(t, Options{}, h, func(r *rig) {
 			r.server.stash.bound = 1500
 			r.send(1, encode(coap.Confirmable, method, 1, "a", nil, ""))
