@@ -210,7 +210,7 @@ func (r *Request) Reject() {
 	}
 	r.state = replied
 	b := empty(coap.Reset, r.mid)
-	r.keep(b[:], true)
+	r.keep(b[:])
 	r.server.send(r.socket, b[:], r.path)
 }
 
