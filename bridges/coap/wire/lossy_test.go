@@ -149,3 +149,56 @@ func TestLossyNetwork(t *testing.T) {
 		}
 	})
 }
+
+// TestLossyNetworkWithManyInFlight: a peer that has hundreds of requests under way at once, more than RFC 7252 lets it have, is
+// served just once for each of them as well: its ring grows.
+func TestLossyNetworkWithManyInFlight(t *testing.T) {
+	const lanes, requests = 200, 40
+	var net lossy
+	var mu sync.Mutex
+	handled := map[string]int{}
+	h := func(r *Request) {
+		mu.Lock()
+		handled[string(r.Payload)]++
+		mu.Unlock()
+		x := r.Park()
+		after(rand.N(200*time.Millisecond), func() { x.Reply(Response{Code: codes.Changed}) })
+	}
+	run(t, Options{}, h, func(r *rig) {
+		list := make([]*device, lanes)
+		for i := range list {
+			list[i] = &device{number: 7, in: make(chan coap.Message, 1000), send: func(b []byte) {
+				net.carry(func() { r.conn.in <- packet{b, peerPath(1)} })
+			}}
+		}
+		r.conn.out = func(b []byte, _ Path) {
+			m := decode(t, b)
+			net.carry(func() { list[int(m.MessageID)%lanes].in <- m }) // all answers are on acknowledgements
+		}
+		var wg sync.WaitGroup
+		var answered, gaveUp atomic.Int64
+		for lane, d := range list {
+			wg.Go(func() {
+				for i := range requests {
+					if _, ok := d.ask(t, i*lanes+lane); ok {
+						answered.Add(1)
+					} else {
+						gaveUp.Add(1)
+					}
+				}
+			})
+		}
+		wg.Wait()
+		for token, n := range handled {
+			if n != 1 {
+				t.Errorf("%s was handled %d times", token, n)
+			}
+		}
+		st := r.server.Stats()
+		t.Logf("%d answered, %d gave up; network: %d delivered, %d lost; server: %+v",
+			answered.Load(), gaveUp.Load(), net.delivered.Load(), net.lost.Load(), st)
+		if answered.Load()+gaveUp.Load() != lanes*requests || gaveUp.Load() > lanes*requests/20 || st.Duplicates == 0 {
+			t.Errorf("%d answered, %d gave up, of %d; %+v", answered.Load(), gaveUp.Load(), lanes*requests, st)
+		}
+	})
+}
