@@ -6,6 +6,13 @@ import (
 	"testing"
 	"time"
 
+	option "github.com/plgd-dev/go-coap/v3/message"
+	"github.com/plgd-dev/go-coap/v3/message/codes"
+	"github.com/plgd-dev/go-coap/v3/mux"
+	coapnet "github.com/plgd-dev/go-coap/v3/net"
+	"github.com/plgd-dev/go-coap/v3/options"
+	"github.com/plgd-dev/go-coap/v3/udp"
+
 	"tidegate/internal/testpeer"
 )
 
@@ -66,4 +73,28 @@ func compareWithEcho(b *testing.B, gateway string, clients int) {
 func median(list []float64) float64 {
 	slices.Sort(list)
 	return list[len(list)/2]
+}
+
+// BenchmarkGoCoAPServer gives the same load to the server of the library whose codec is used here, with a handler that does
+// nothing: what the message layer of our own is measured against.
+func BenchmarkGoCoAPServer(b *testing.B) {
+	for _, clients := range []int{1, 10, 100} {
+		b.Run(fmt.Sprintf("clients=%d", clients), func(b *testing.B) {
+			conn, err := coapnet.NewListenUDP("udp4", "127.0.0.1:0")
+			if err != nil {
+				b.Fatal(err)
+			}
+			server := udp.NewServer(options.WithMux(mux.HandlerFunc(func(w mux.ResponseWriter, _ *mux.Message) {
+				_ = w.SetResponse(codes.Changed, option.TextPlain, nil)
+			})), options.WithErrors(func(error) {}))
+			done := make(chan error, 1)
+			go func() { done <- server.Serve(conn) }()
+			defer func() {
+				server.Stop()
+				<-done
+				_ = conn.Close()
+			}()
+			compareWithEcho(b, conn.LocalAddr().String(), clients)
+		})
+	}
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"os"
 	"slices"
@@ -112,8 +113,9 @@ func (l CoAPLoad) device(to string, n int) (*coapDevice, error) {
 func (d *coapDevice) run(n int, code byte) (took []time.Duration, again int, err error) {
 	in := make([]byte, 2048)
 	took = make([]time.Duration, 0, n)
+	first := rand.Uint32() // of the message IDs: the port may be that of a device before, whose requests are remembered
 	for i := range n {
-		binary.BigEndian.PutUint16(d.request[2:], uint16(i))
+		binary.BigEndian.PutUint16(d.request[2:], uint16(first+uint32(i)))
 		began := time.Now()
 		for answered := false; !answered; {
 			if _, err := d.conn.Write(d.request); err != nil {
