@@ -88,8 +88,8 @@ func critical(id option.OptionID) bool { return id&1 == 1 }
 // newAsk reads the options of a request. A refusal says what is wrong with them.
 func newAsk(r *wire.Request) (a ask, no *refusal) {
 	var path strings.Builder
+	var first []byte
 	segments := 0
-	var first string
 	for i, o := range r.Options {
 		if critical(o.ID) {
 			least, most, repeatable, ok := known(o.ID)
@@ -104,8 +104,9 @@ func newAsk(r *wire.Request) (a ask, no *refusal) {
 		case option.URIPath:
 			switch segments {
 			case 0:
-				first = string(o.Value)
+				first = o.Value
 			case 1:
+				path.Grow(pathBytes(r.Options[i:]))
 				path.Write(o.Value)
 			default:
 				path.WriteByte('/')
@@ -140,8 +141,20 @@ func newAsk(r *wire.Request) (a ask, no *refusal) {
 		}
 	}
 	a.topic = path.String()
-	a.place = placeOf(first, segments, a.topic)
+	a.place = placeOf(string(first), segments, a.topic)
 	return a, nil
+}
+
+// pathBytes is how long the path at the beginning of options is.
+func pathBytes(options option.Options) int {
+	n := 0
+	for i := range options {
+		if options[i].ID != option.URIPath {
+			break
+		}
+		n += len(options[i].Value) + 1
+	}
+	return n
 }
 
 // placeOf sorts a path by its first segment, how many there are, and what follows the first.

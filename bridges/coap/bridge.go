@@ -34,7 +34,7 @@ type Options struct {
 	Log        *slog.Logger
 	// Metrics is where the bridge's metrics are registered.
 	Metrics prometheus.Registerer
-	// OnStatus is told when the status changes. It must not block. nil: nobody is told.
+	// OnStatus is told when the status changes. It must not block, and may call Status. nil: nobody is told.
 	OnStatus func(bridges.Status)
 }
 
@@ -52,8 +52,12 @@ type Bridge struct {
 	seed    maphash.Seed // of ETags
 	listing listing
 
-	mu     sync.Mutex // guards status; OnStatus is called with it held, so that it hears changes in their order
-	status bridges.Status
+	// telling is held while the status changes and OnStatus hears of it, so that it hears changes in their order. mu is taken
+	// after it.
+	telling  sync.Mutex
+	troubled map[wire.Conn]error // sockets that cannot be read; guarded by telling
+	mu       sync.Mutex          // guards status
+	status   bridges.Status
 }
 
 var _ bridges.Bridge = (*Bridge)(nil)
@@ -70,7 +74,7 @@ func New(c config.CoAP, o Options) (*Bridge, error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	b := &Bridge{o: o, log: o.Log.With("part", "coap"), formats: newFormatTable(), seed: maphash.MakeSeed()}
+	b := &Bridge{o: o, log: o.Log.With("part", "coap"), troubled: map[wire.Conn]error{}, formats: newFormatTable(), seed: maphash.MakeSeed()}
 	b.listing.init()
 	for _, address := range c.Listen {
 		conns, err := wire.Listen(config.HostPort(address))
@@ -120,44 +124,56 @@ func (b *Bridge) Status() bridges.Status {
 	return b.status
 }
 
+// setStatus changes the status. The caller holds telling.
 func (b *Bridge) setStatus(s bridges.Status) {
 	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.status == s {
-		return
-	}
+	changed := b.status != s
 	b.status = s
-	if b.o.OnStatus != nil {
+	b.mu.Unlock()
+	if changed && b.o.OnStatus != nil {
 		b.o.OnStatus(s)
 	}
 }
 
-// trouble hears from the message layer that a socket cannot be read, or can be again.
+// trouble hears from the message layer that a socket cannot be read, or can be again. The bridge is up when all can be.
 func (b *Bridge) trouble(c wire.Conn, err error) {
+	b.telling.Lock()
+	defer b.telling.Unlock()
+	s := bridges.Status{LastError: b.Status().LastError}
 	if err == nil {
+		delete(b.troubled, c)
 		b.log.Info("reading again", "listen", c.Addr().String())
-		b.setStatus(bridges.Status{Up: true, LastError: b.Status().LastError})
-		return
+	} else {
+		b.troubled[c] = err
+		s.LastError = fmt.Sprintf("read from %s: %v", c.Addr(), err)
+		b.log.Warn("cannot read, trying on", "listen", c.Addr().String(), "error", err)
 	}
-	b.log.Warn("cannot read, trying on", "listen", c.Addr().String(), "error", err)
-	b.setStatus(bridges.Status{LastError: fmt.Sprintf("read from %s: %v", c.Addr(), err)})
+	s.Up = len(b.troubled) == 0
+	b.setStatus(s)
 }
 
-// Close frees the sockets of a bridge that is not run.
+// running says that the bridge is up, or that it has ended.
+func (b *Bridge) running(up bool) {
+	b.telling.Lock()
+	defer b.telling.Unlock()
+	b.setStatus(bridges.Status{Up: up, LastError: b.Status().LastError})
+}
+
+// Close frees the sockets of a bridge that is not run. It may be called after Run as well.
 func (b *Bridge) Close() error { return b.server.Close() }
 
 // Run serves until ctx ends. Then it reads no more; requests whose records reach the disk within two seconds are still
 // answered.
 func (b *Bridge) Run(ctx context.Context) error {
 	b.logSockets()
-	b.setStatus(bridges.Status{Up: true})
+	b.running(true)
 	listing, end := context.WithCancel(context.WithoutCancel(ctx))
 	var lister sync.WaitGroup
 	lister.Go(func() { b.list(listing) }) // ends with listing, after the server, which it answers to
 	err := b.server.Run(ctx)
 	end()
 	lister.Wait()
-	b.setStatus(bridges.Status{LastError: b.Status().LastError})
+	b.running(false)
 	if err != nil {
 		return fmt.Errorf("coap: %w", err)
 	}

@@ -26,15 +26,13 @@ const (
 	maxListing   = 16 << 10
 )
 
-// listing is the list of retained topics, made at most every listingAge seconds and only when somebody asks. It is made on a
-// goroutine of its own; requests wait for it parked.
+// listing is the list of retained topics, made at most every listingAge seconds and only when somebody asks. That, and asking
+// the rules about each topic, is done on a goroutine of its own; requests wait for it parked.
 type listing struct {
 	wake chan struct{} // capacity 1: somebody waits
 
 	mu      sync.Mutex
-	topics  []listed
-	made    time.Time // zero: never
-	waiting []inquiry
+	waiting []inquiry // as many as may be parked
 }
 
 // listed is a retained topic.
@@ -52,17 +50,10 @@ type inquiry struct {
 
 func (l *listing) init() { l.wake = make(chan struct{}, 1) }
 
-// fresh returns the list if it is young enough at a time.
-func (l *listing) fresh(now time.Time) ([]listed, bool) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.topics, !l.made.IsZero() && now.Sub(l.made) < listingAge*time.Second
-}
-
 // wait adds a request to those that wait.
 func (l *listing) wait(q inquiry) {
 	l.mu.Lock()
-	l.waiting = append(l.waiting, q) // as many as may be parked
+	l.waiting = append(l.waiting, q)
 	l.mu.Unlock()
 	select {
 	case l.wake <- struct{}{}:
@@ -72,10 +63,6 @@ func (l *listing) wait(q inquiry) {
 
 // discover answers a GET of /.well-known/core or /ps.
 func (b *Bridge) discover(r *wire.Request, a *ask) {
-	if topics, ok := b.listing.fresh(r.Received()); ok {
-		b.reply(r, b.links(topics, identity(r), a))
-		return
-	}
 	if r.Busy() {
 		b.refuse(r, refusalOf(message.ErrBusy, 0))
 		return
@@ -89,23 +76,21 @@ func (b *Bridge) discover(r *wire.Request, a *ask) {
 	b.listing.wait(q)
 }
 
-// list makes the list when somebody waits for it, until ctx ends.
+// list answers those who wait, until ctx ends.
 func (b *Bridge) list(ctx context.Context) {
 	l := &b.listing
+	var topics []listed
+	var made time.Time // zero: never
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-l.wake:
 		}
-		topics, ok := l.fresh(time.Now())
-		if !ok {
-			topics = b.retainedTopics()
+		if made.IsZero() || time.Since(made) >= listingAge*time.Second {
+			topics, made = b.retainedTopics(), time.Now()
 		}
 		l.mu.Lock()
-		if !ok {
-			l.topics, l.made = topics, time.Now()
-		}
 		waiting := l.waiting
 		l.waiting = nil
 		l.mu.Unlock()

@@ -35,12 +35,15 @@ func (b *Bridge) publish(r *wire.Request, a *ask) {
 	switch {
 	case err != nil:
 		b.refuse(r, refusalOf(err, b.o.MaxPayload))
-		return
 	case ticket.Durable():
 		b.reply(r, done)
-		return
+	default:
+		b.replyWhenDurable(r.Park(), ticket, done)
 	}
-	x := r.Park()
+}
+
+// replyWhenDurable answers a parked request when its record is on disk, or cannot be.
+func (b *Bridge) replyWhenDurable(x *wire.Exchange, ticket message.Ticket, done wire.Response) {
 	ticket.Done(func(err error) {
 		if err != nil {
 			done = wire.Response{Code: codes.InternalServerError} // it was taken, and the disk did not keep it
@@ -88,15 +91,17 @@ func (b *Bridge) messageOf(r *wire.Request, a *ask) (message.Message, *refusal) 
 
 // checkBody refuses what is no whole body, and what is too large.
 func (b *Bridge) checkBody(r *wire.Request, a *ask, retain bool) *refusal {
-	tooLarge := refusalOf(message.ErrTooLarge, b.o.MaxPayload)
+	const noBlocks = "bodies in blocks are not taken"
 	switch {
 	case a.block1.given && a.block1.num > 0:
-		return &refusal{code: codes.RequestEntityIncomplete, why: "bodies in blocks are not taken"}
+		return &refusal{code: codes.RequestEntityIncomplete, why: noBlocks}
 	case a.block1.given && a.block1.more:
-		tooLarge.why = "bodies in blocks are not taken"
-		return &tooLarge
+		no := refusalOf(message.ErrTooLarge, b.o.MaxPayload)
+		no.why = noBlocks
+		return &no
 	case len(r.Payload) > b.o.MaxPayload:
-		return &tooLarge
+		no := refusalOf(message.ErrTooLarge, b.o.MaxPayload)
+		return &no
 	case retain && len(r.Payload) == 0:
 		return &refusal{code: codes.BadRequest, why: "a retained message without payload: use DELETE"}
 	}

@@ -5,5 +5,7 @@
 // between clients. It does keep sessions, because commands to a gateway that is away depend on them: subscriptions and
 // unacknowledged commands of a client that asked for a session survive its connection.
 //
+// CoAPLoad (coap.go) is a number of CoAP devices in a closed loop, for benchmarks, and UDPEcho the floor to measure against.
+//
 // Start reading at Listen (cloud.go), then Script (script.go), which decides how the cloud answers.
 package testpeer

@@ -73,7 +73,7 @@ func (x *Exchange) release() {
 func (x *Exchange) acknowledge() {
 	sh := x.peer.shard
 	sh.mu.Lock()
-	e := x.peer.ring.find(x.mid, x.hash, x.server.millis(time.Now()))
+	e := x.peer.ring.pending(x.mid, x.hash)
 	due := e != nil && e.state == waiting && !x.server.stopping.Load()
 	b := empty(coap.Acknowledgement, x.mid)
 	if due {
@@ -99,7 +99,7 @@ func (o *origin) answer(x *Exchange, r Response, b []byte) []byte {
 	defer sh.mu.Unlock()
 	var e *slot
 	if o.kept {
-		e = o.peer.ring.find(o.mid, o.hash, o.server.millis(time.Now()))
+		e = o.peer.ring.pending(o.mid, o.hash)
 	}
 	if x != nil && e != nil && e.state == accepted {
 		return x.separate(r, e, b)
@@ -139,14 +139,14 @@ func (o *origin) append(b []byte, h head, r Response) []byte {
 }
 
 // keep notes what a request was answered with.
-func (o *origin) keep(b []byte, final bool) {
-	if !o.kept || !final {
+func (o *origin) keep(b []byte) {
+	if !o.kept {
 		return
 	}
 	sh := o.peer.shard
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
-	if e := o.peer.ring.find(o.mid, o.hash, o.server.millis(time.Now())); e != nil {
+	if e := o.peer.ring.pending(o.mid, o.hash); e != nil {
 		o.store(e, b)
 	}
 }

@@ -32,7 +32,7 @@ type memConn struct {
 }
 
 func newMemConn(out func(b []byte, to Path)) *memConn {
-	return &memConn{in: make(chan packet, 1<<16), out: out, stop: make(chan struct{})}
+	return &memConn{in: make(chan packet, 256), out: out, stop: make(chan struct{})}
 }
 
 func (c *memConn) Read(b []byte) (int, Path, error) {
@@ -182,7 +182,7 @@ func encode(typ coap.Type, code codes.Code, mid int, token string, options coap.
 	if payload != "" {
 		m.Payload = []byte(payload)
 	}
-	b := make([]byte, 70000)
+	b := make([]byte, 600+len(payload))
 	n, err := coder.DefaultCoder.Encode(m, b)
 	if err != nil {
 		panic(err)
@@ -193,9 +193,11 @@ func encode(typ coap.Type, code codes.Code, mid int, token string, options coap.
 func con(mid int, token string) []byte {
 	return encode(coap.Confirmable, codes.POST, mid, token, nil, "x")
 }
+
 func non(mid int, token string) []byte {
 	return encode(coap.NonConfirmable, codes.POST, mid, token, nil, "x")
 }
+
 func ack(mid int, token string, code codes.Code) []byte {
 	return encode(coap.Acknowledgement, code, mid, token, nil, "")
 }

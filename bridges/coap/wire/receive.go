@@ -95,7 +95,7 @@ func (s *Server) reject(h head, c *socket, path Path) {
 // request gives a request to the handler, or a duplicate what the first one got.
 func (s *Server) request(r *Request, b []byte, h head, c *socket, path Path, at time.Time) {
 	r.origin = origin{
-		server: s, socket: c, path: path, received: at, hash: uint32(maphash.Bytes(s.seed, b)), mid: h.mid,
+		server: s, socket: c, path: path, received: at, hash: s.hash(b, path), mid: h.mid,
 		tokenLen: uint8(len(h.token)), con: h.typ == coap.Confirmable, silence: silenceOf(r.Options),
 	}
 	copy(r.token[:], h.token)
@@ -111,6 +111,16 @@ func (s *Server) request(r *Request, b []byte, h head, c *socket, path Path, at 
 		r.Reply(Response{Code: codes.InternalServerError}) // the handler broke its promise; the peer need not wait for it
 	}
 	r.Payload = nil
+}
+
+// hash tells requests of one peer and message ID apart: by all of their bytes, and by the address of ours that they came to,
+// which for the peer is another endpoint.
+func (s *Server) hash(b []byte, path Path) uint32 {
+	h := maphash.Bytes(s.seed, b)
+	if path.Local.IsValid() {
+		h ^= maphash.Comparable(s.seed, path.Local)
+	}
+	return uint32(h)
 }
 
 // remember finds the request among those of its peer, or keeps it there. For a duplicate it returns what is to be sent,
@@ -210,7 +220,7 @@ func (r *Request) Reject() {
 	}
 	r.state = replied
 	b := empty(coap.Reset, r.mid)
-	r.keep(b[:], true)
+	r.keep(b[:])
 	r.server.send(r.socket, b[:], r.path)
 }
 

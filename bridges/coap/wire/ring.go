@@ -76,6 +76,17 @@ func (r ring) find(mid uint16, hash uint32, now uint32) *slot {
 	return nil
 }
 
+// pending returns the slot of a request that is not answered yet.
+func (r ring) pending(mid uint16, hash uint32) *slot {
+	set := r.set(mid)
+	for i := range set {
+		if e := &set[i]; e.mid == mid && e.hash == hash && (e.state == waiting || e.state == accepted) {
+			return e
+		}
+	}
+	return nil
+}
+
 // claim returns a slot for a new request: a free one, or the one that was answered longest ago, unless grow is told to find
 // more room instead. It returns nil when all of them wait for their answers.
 func (r *ring) claim(mid uint16, now uint32, grow func(from, to int) bool) *slot {

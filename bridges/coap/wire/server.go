@@ -145,11 +145,13 @@ func (s *Server) Stats() Stats {
 	}
 }
 
-// Close closes the sockets of a server that is not run.
+// Close closes the sockets of a server that is not run. Closing them again is no error.
 func (s *Server) Close() error {
-	errs := make([]error, 0, len(s.sockets))
+	var errs []error
 	for _, c := range s.sockets {
-		errs = append(errs, c.Close())
+		if err := c.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
+			errs = append(errs, err)
+		}
 	}
 	return errors.Join(errs...)
 }

@@ -2,6 +2,8 @@ package wire
 
 import (
 	"bytes"
+	"context"
+	"errors"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -248,7 +250,10 @@ func TestDuplicateNonConfirmableIsIgnored(t *testing.T) {
 func TestGetIsAskedAgainWhenItsAnswerIsForgotten(t *testing.T) {
 	for _, method := range []codes.Code{codes.GET, codes.POST} {
 		calls := 0
-		h := func(r *Request) { calls++; r.Reply(Response{Code: codes.Content, Payload: bytes.Repeat([]byte("z"), 1000)}) }
+		h := func(r *Request) {
+			calls++
+			r.Reply(Response{Code: codes.Content, Payload: bytes.Repeat([]byte("z"), 1000)})
+		}
 		run(t, Options{}, h, func(r *rig) {
 			r.server.stash.bound = 1500
 			r.send(1, encode(coap.Confirmable, method, 1, "a", nil, ""))
@@ -457,5 +462,62 @@ func TestStopDoesNotWaitForEver(t *testing.T) {
 		}
 		s.answer(codes.Changed) // its peer hears nothing, and nothing breaks
 		r.want(1)
+	})
+}
+
+// failing is a Conn whose reads and writes fail when told to.
+type failing struct {
+	*memConn
+	reads chan error
+}
+
+func (c *failing) Read(b []byte) (int, Path, error) {
+	select {
+	case err := <-c.reads:
+		return 0, Path{}, err
+	default:
+		return c.memConn.Read(b)
+	}
+}
+
+func (c *failing) Write([]byte, Path) error { return errors.New("no buffer space available") }
+
+// TestTrouble: a socket that cannot be read is tried again, with pauses, and its owner hears of it once.
+func TestTrouble(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		conn := &failing{newMemConn(func([]byte, Path) {}), make(chan error, 100)}
+		for range 10 {
+			conn.reads <- errors.New("broken")
+		}
+		var told []error
+		s := New(Options{Handler: atOnce, OnTrouble: func(_ Conn, err error) { told = append(told, err) }}, conn)
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- s.Run(ctx) }()
+		synctest.Wait()
+		if len(told) != 1 || told[0] == nil {
+			t.Fatalf("told %v", told)
+		}
+		time.Sleep(10 * time.Second)
+		conn.in <- packet{con(1, "a"), peerPath(1)}
+		synctest.Wait()
+		if len(told) != 2 || told[1] != nil {
+			t.Errorf("told %v", told)
+		}
+		if n := s.Stats().SendFailed; n != 1 {
+			t.Errorf("%d failed sends", n)
+		}
+		for range 10 {
+			conn.reads <- errors.New("broken again")
+		}
+		conn.in <- packet{con(2, "a"), peerPath(1)} // it fails at the next read
+		synctest.Wait()
+		cancel() // ends a pause
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		if err := s.Close(); err != nil {
+			t.Errorf("closed once more: %v", err)
+		}
 	})
 }

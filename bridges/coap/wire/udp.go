@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"strconv"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -27,6 +28,7 @@ type udp struct {
 	zone      string
 	zoneIndex uint32
 	reading   atomic.Bool // false once StopReading was called
+	writes    sync.Pool   // of *write
 }
 
 // Listen binds the sockets of a host and port. An empty host, "::", and "localhost" have an IPv4 and an IPv6 address and get

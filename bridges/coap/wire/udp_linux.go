@@ -2,6 +2,7 @@ package wire
 
 import (
 	"encoding/binary"
+	"errors"
 	"net/netip"
 	"syscall"
 	"unsafe"
@@ -117,27 +118,52 @@ func appendControlHead(b []byte, dataLen int, level, typ uint32) []byte {
 // Write sends a datagram if the kernel takes it at once. It does not wait for room: datagrams to a neighbour that does not
 // answer to ARP stay in the buffer for seconds, and nobody else is to be delayed by them.
 func (c *udp) Write(b []byte, to Path) error {
-	var room [controlLen]byte
-	control := appendLocal(room[:0], to.Local, to.Interface)
-	sa4, sa6 := syscall.SockaddrInet4{Port: int(to.Remote.Port())}, syscall.SockaddrInet6{Port: int(to.Remote.Port())}
-	var sa syscall.Sockaddr = &sa4
+	w, _ := c.writes.Get().(*write)
+	if w == nil {
+		w = &write{}
+		w.call = w.send
+	}
+	w.b, w.err = b, nil
+	w.control = appendLocal(w.room[:0], to.Local, to.Interface)
 	if c.v6 {
-		sa6.Addr, sa6.ZoneId = to.Remote.Addr().As16(), c.scope(to)
-		sa = &sa6
+		w.v6 = syscall.SockaddrInet6{Port: int(to.Remote.Port()), Addr: to.Remote.Addr().As16(), ZoneId: c.scope(to)}
+		w.to = &w.v6
 	} else {
-		sa4.Addr = to.Remote.Addr().As4()
+		w.v4 = syscall.SockaddrInet4{Port: int(to.Remote.Port()), Addr: to.Remote.Addr().As4()}
+		w.to = &w.v4
 	}
-	var failed error
-	err := c.raw.Write(func(fd uintptr) bool {
-		for {
-			_, failed = syscall.SendmsgN(int(fd), b, control, sa, syscall.MSG_DONTWAIT|syscall.MSG_NOSIGNAL)
-			if failed != syscall.EINTR { //nolint:errorlint // a bare number, as the call returned it
-				return true
-			}
+	err := c.raw.Write(w.call)
+	if err == nil {
+		err = w.err
+	}
+	w.b = nil
+	c.writes.Put(w)
+	return err
+}
+
+// write is what a system call needs, kept for the next one: made anew, it would be garbage half as large as all else that a
+// request leaves behind.
+type write struct {
+	b       []byte
+	control []byte
+	to      syscall.Sockaddr
+	v4      syscall.SockaddrInet4
+	v6      syscall.SockaddrInet6
+	room    [controlLen]byte
+	err     error
+	call    func(fd uintptr) bool
+}
+
+func (w *write) send(fd uintptr) bool {
+	const flags = syscall.MSG_DONTWAIT | syscall.MSG_NOSIGNAL
+	for {
+		if len(w.control) == 0 {
+			w.err = syscall.Sendto(int(fd), w.b, flags, w.to)
+		} else {
+			_, w.err = syscall.SendmsgN(int(fd), w.b, w.control, w.to, flags)
 		}
-	})
-	if err != nil {
-		return err
+		if !errors.Is(w.err, syscall.EINTR) {
+			return true
+		}
 	}
-	return failed
 }

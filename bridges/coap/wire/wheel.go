@@ -43,13 +43,14 @@ func (w *wheel) tickOf(t time.Time) int64 { return int64(t.Sub(w.start) / tick) 
 
 // set makes t due after d, at least one tick and at most one turn of the wheel. It replaces an earlier deadline.
 func (w *wheel) set(t *timer, d time.Duration) {
-	now := w.tickOf(time.Now())
+	began := time.Now()
+	now, due := w.tickOf(began), w.tickOf(began.Add(d+tick-1)) // never early
 	w.mu.Lock()
 	w.remove(t)
 	if w.count == 0 {
 		w.last = max(w.last, now-1)
 	}
-	t.due = min(max(now+int64((d+tick-1)/tick), w.last+1), w.last+wheelTicks)
+	t.due = min(max(due, w.last+1), w.last+wheelTicks)
 	at := &w.spoke[t.due%wheelTicks]
 	if t.next = *at; t.next != nil {
 		t.next.prev = t
