@@ -1,0 +1,456 @@
+package link
+
+import (
+	"bufio"
+	"context"
+	"crypto/rsa"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/url"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/gopcua/opcua/ua"
+	"github.com/gopcua/opcua/uapolicy"
+)
+
+const (
+	// bufferBytes is the largest chunk that we take and, if the server agrees, send.
+	bufferBytes = 65535
+	// leastBufferBytes is the least that Part 6, 7.1.2.3 allows; a server that says less is not one.
+	leastBufferBytes = 8192
+	// writeTimeout bounds one write: a peer that takes nothing for so long is dead.
+	writeTimeout = 5 * time.Second
+	// tokenLifetime is what we ask for; keys are renewed when three quarters of what the server grants are over.
+	tokenLifetime = time.Hour
+)
+
+// protection is how the chunks of a channel are signed and encrypted, and by whom.
+type protection struct {
+	policy    string // URI
+	mode      ua.MessageSecurityMode
+	own       []byte // certificate, DER
+	key       *rsa.PrivateKey
+	remote    []byte // leaf certificate of the server, DER: the one that was found trustworthy
+	remoteKey *rsa.PublicKey
+}
+
+func (p protection) none() bool { return p.mode == ua.MessageSecurityModeNone }
+
+// channel is a secure channel over one TCP connection [Part 6, 6.7 and 7.1]: it sends requests, renews its keys and hands
+// out the answers, undecoded, in the order in which they come. It decodes nothing but the opening of the channel itself.
+type channel struct {
+	conn net.Conn
+	in   *bufio.Reader
+	protection
+	asymmetric *uapolicy.EncryptionAlgorithm
+
+	chunkBytes   int    // largest chunk the server takes
+	requestBytes uint32 // largest request it takes; 0: any
+	requestParts uint32 // most chunks it takes for one request; 0: any
+
+	// sendMu orders chunks on the wire, as their sequence numbers must rise. It is held across writes, which writeTimeout
+	// bounds, and guards sequence.
+	sendMu   sync.Mutex
+	sequence uint32
+
+	// mu guards what follows. It is never held across I/O or a callback.
+	mu      sync.Mutex
+	id      uint32
+	keys    keys // for sending, and for receiving together with the ones before
+	before  keys
+	waiting map[uint32]func([]byte, error)
+	last    uint32 // request
+	opening *opening
+	err     error
+
+	heard  atomic.Int64 // when bytes came in last, in nanoseconds since born
+	born   time.Time
+	over   chan struct{} // closed with err set
+	parts  sync.WaitGroup
+	closed sync.Once
+}
+
+// keys are a security token and the algorithms that belong to it.
+type keys struct {
+	token    uint32
+	algo     *uapolicy.EncryptionAlgorithm
+	lifetime time.Duration
+}
+
+// opening is an OpenSecureChannel request that waits for its answer. There is one at a time.
+type opening struct {
+	request uint32
+	nonce   []byte
+	answer  chan error
+}
+
+// errClosed is why requests fail that wait when we close the channel.
+var errClosed = errors.New("the channel was closed")
+
+// dialChannel connects to the server at address, opens a channel and starts the goroutines that live with it; close ends
+// them. endpoint is the URL that the server is told.
+func dialChannel(ctx context.Context, endpoint string, p protection) (*channel, error) {
+	u, err := url.Parse(endpoint)
+	if err != nil {
+		return nil, fmt.Errorf("connect to %s: %w", endpoint, err)
+	}
+	conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", u.Host)
+	if err != nil {
+		return nil, fmt.Errorf("connect to %s: %w", endpoint, err)
+	}
+	c := &channel{
+		conn: conn, in: bufio.NewReaderSize(conn, bufferBytes), protection: p,
+		waiting: map[uint32]func([]byte, error){}, over: make(chan struct{}), born: time.Now(),
+	}
+	// A cancelled attempt ends at once, wherever it is.
+	stop := context.AfterFunc(ctx, func() { c.fail(context.Cause(ctx)) })
+	defer stop()
+	if err := c.hello(endpoint); err != nil {
+		_ = conn.Close()
+		return nil, fmt.Errorf("connect to %s: hello: %w", endpoint, c.reason(err))
+	}
+	if c.asymmetric, err = uapolicy.Asymmetric(p.policy, p.key, p.remoteKey); err != nil {
+		_ = conn.Close()
+		return nil, fmt.Errorf("connect to %s: security policy: %w", endpoint, err)
+	}
+	c.parts.Go(c.receive) // ends with the connection
+	if err := c.open(ctx, ua.SecurityTokenRequestTypeIssue); err != nil {
+		c.close()
+		return nil, fmt.Errorf("connect to %s: open a secure channel: %w", endpoint, err)
+	}
+	c.parts.Go(c.renew) // ends with the channel
+	return c, nil
+}
+
+// hello exchanges buffer sizes. The deadline bounds a peer that accepts and says nothing.
+func (c *channel) hello(endpoint string) error {
+	_ = c.conn.SetDeadline(time.Now().Add(writeTimeout))
+	msg := binary.LittleEndian.AppendUint32([]byte("HELF\x00\x00\x00\x00"), 0) // version
+	for _, n := range []uint32{bufferBytes, bufferBytes, maxMessageBytes, maxChunks, uint32(len(endpoint))} {
+		msg = binary.LittleEndian.AppendUint32(msg, n)
+	}
+	msg = append(msg, endpoint...)
+	binary.LittleEndian.PutUint32(msg[4:], uint32(len(msg)))
+	if _, err := c.conn.Write(msg); err != nil {
+		return err
+	}
+	frame, err := c.frame()
+	if err != nil {
+		return err
+	}
+	if kind := string(frame[:4]); kind != "ACKF" {
+		return fmt.Errorf("the peer answers %q: it speaks no OPC UA", kind)
+	}
+	r := &reader{b: frame[8:]}
+	r.u32() // version: there is one
+	receives, sends := r.u32(), r.u32()
+	c.requestBytes, c.requestParts = r.u32(), r.u32()
+	if r.err != nil || receives < leastBufferBytes || sends < leastBufferBytes || sends > bufferBytes {
+		return fmt.Errorf("the server's buffers of %d and %d bytes are outside of %d to %d", receives, sends, leastBufferBytes, bufferBytes)
+	}
+	c.chunkBytes = int(min(receives, bufferBytes))
+	return c.conn.SetDeadline(time.Time{})
+}
+
+// frame reads one chunk, or message of the connection itself. An error message of the server is an error.
+func (c *channel) frame() ([]byte, error) {
+	head, err := c.in.Peek(8)
+	if err != nil {
+		return nil, err
+	}
+	size := binary.LittleEndian.Uint32(head[4:])
+	if size < 8 || size > bufferBytes {
+		return nil, fmt.Errorf("a chunk of %d bytes", size)
+	}
+	frame := make([]byte, size)
+	if _, err := io.ReadFull(c.in, frame); err != nil {
+		return nil, err
+	}
+	c.heard.Store(int64(time.Since(c.born)))
+	if string(frame[:3]) == "ERR" {
+		r := &reader{b: frame[8:]}
+		code, text := r.status(), r.string()
+		return nil, &peerError{code, text}
+	}
+	return frame, nil
+}
+
+// peerError is an error by which the server ends the connection.
+type peerError struct {
+	code StatusCode
+	text string
+}
+
+func (e *peerError) Error() string {
+	if e.text == "" || len(e.text) > 200 {
+		return "the server refuses: " + e.code.String()
+	}
+	return fmt.Sprintf("the server refuses: %s (%q)", e.code, e.text)
+}
+
+func (e *peerError) Unwrap() error { return e.code }
+
+// silence is how long nothing came in.
+func (c *channel) silence() time.Duration { return time.Since(c.born) - time.Duration(c.heard.Load()) }
+
+// fail ends the channel with a reason; the first one counts.
+func (c *channel) fail(err error) {
+	c.mu.Lock()
+	if c.err != nil {
+		c.mu.Unlock()
+		return
+	}
+	c.err = err
+	waiting, opening := c.waiting, c.opening
+	c.waiting, c.opening = nil, nil
+	c.mu.Unlock()
+	_ = c.conn.Close()
+	close(c.over)
+	for _, f := range waiting {
+		f(nil, err)
+	}
+	if opening != nil {
+		opening.answer <- err
+	}
+}
+
+// reason is why the channel ended, or err.
+func (c *channel) reason(err error) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.err != nil {
+		return c.err
+	}
+	return err
+}
+
+// close says goodbye as far as that can be done at once, and waits for the goroutines of the channel.
+func (c *channel) close() {
+	c.closed.Do(func() {
+		_ = c.conn.SetWriteDeadline(time.Now().Add(100 * time.Millisecond))
+		_ = c.write("CLO", &ua.CloseSecureChannelRequest{}, 0, NodeID{}, 0)
+		c.fail(errClosed)
+	})
+	c.parts.Wait()
+}
+
+// begin sends a request. done is called once, from the goroutine that receives, with the answer or with why there is
+// none; it must not block. Where begin returns an error, done is never called.
+func (c *channel) begin(req ua.Request, token NodeID, timeout time.Duration, done func(body []byte, err error)) (uint32, error) {
+	c.mu.Lock()
+	if c.err != nil {
+		defer c.mu.Unlock()
+		return 0, c.err
+	}
+	c.last++
+	request := c.last
+	c.waiting[request] = done
+	c.mu.Unlock()
+	if err := c.write("MSG", req, request, token, timeout); err != nil {
+		if c.forget(request) == nil {
+			return request, nil // done has been told already
+		}
+		var large *tooLargeError
+		if !errors.As(err, &large) {
+			c.fail(err) // half a message may be on the wire
+		}
+		return 0, err
+	}
+	return request, nil
+}
+
+// forget takes back the interest in an answer; nil: it was given already.
+func (c *channel) forget(request uint32) func([]byte, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	f := c.waiting[request]
+	delete(c.waiting, request)
+	return f
+}
+
+// errNoAnswer is wrapped by the error of a request that was not answered in time.
+var errNoAnswer = errors.New("no answer")
+
+// call sends a request and reads its answer into into.
+func (c *channel) call(ctx context.Context, req ua.Request, token NodeID, timeout time.Duration, into response) error {
+	type answer struct {
+		body []byte
+		err  error
+	}
+	got := make(chan answer, 1)
+	request, err := c.begin(req, token, timeout, func(body []byte, err error) { got <- answer{body, err} })
+	if err != nil {
+		return err
+	}
+	timer := time.NewTimer(timeout)
+	defer timer.Stop()
+	select {
+	case a := <-got:
+		if a.err != nil {
+			return a.err
+		}
+		return decodeResponse(a.body, into)
+	case <-timer.C:
+		c.forget(request)
+		return fmt.Errorf("%w within %s", errNoAnswer, timeout)
+	case <-ctx.Done():
+		c.forget(request)
+		return context.Cause(ctx)
+	}
+}
+
+// receive hands out what comes in until the connection ends.
+func (c *channel) receive() {
+	partial := map[uint32][]byte{}
+	bytes, expected := 0, uint32(0)
+	for {
+		frame, err := c.frame()
+		if err != nil {
+			if errors.Is(err, io.EOF) {
+				err = errors.New("the server closed the connection")
+			}
+			c.fail(err)
+			return
+		}
+		chunk, err := c.unwrap(frame)
+		if err != nil {
+			c.fail(err)
+			return
+		}
+		if expected != 0 && chunk.sequence != expected && !(chunk.sequence < 1024 && expected > 1<<32-1024) && !c.none() {
+			c.fail(fmt.Errorf("chunk %d came where %d was due", chunk.sequence, expected))
+			return
+		}
+		expected = chunk.sequence + 1
+		switch chunk.final {
+		case 'A':
+			bytes -= len(partial[chunk.request])
+			delete(partial, chunk.request)
+			r := &reader{b: chunk.body}
+			c.answer(chunk.request, nil, &peerError{r.status(), r.string()})
+		case 'C':
+			if bytes += len(chunk.body); bytes > maxMessageBytes {
+				c.fail(fmt.Errorf("a message of more than %d bytes", maxMessageBytes))
+				return
+			}
+			partial[chunk.request] = append(partial[chunk.request], chunk.body...)
+		case 'F':
+			body := chunk.body
+			if start := partial[chunk.request]; start != nil {
+				bytes -= len(start)
+				delete(partial, chunk.request)
+				body = append(start, body...)
+			}
+			if chunk.kind == "OPN" {
+				c.opened(chunk.request, body)
+			} else {
+				c.answer(chunk.request, body, nil)
+			}
+		default:
+			c.fail(fmt.Errorf("a chunk of the unknown kind %q", chunk.final))
+			return
+		}
+	}
+}
+
+// answer hands an answer to whoever waits for it. Nobody does after a timeout.
+func (c *channel) answer(request uint32, body []byte, err error) {
+	if f := c.forget(request); f != nil {
+		f(body, err)
+	}
+}
+
+// open issues or renews the token of the channel.
+func (c *channel) open(ctx context.Context, kind ua.SecurityTokenRequestType) error {
+	nonce, err := c.asymmetric.MakeNonce()
+	if err != nil {
+		return err
+	}
+	o := &opening{nonce: nonce, answer: make(chan error, 1)}
+	c.mu.Lock()
+	if c.err != nil {
+		defer c.mu.Unlock()
+		return c.err
+	}
+	c.last++
+	o.request = c.last
+	c.opening = o
+	c.mu.Unlock()
+	req := &ua.OpenSecureChannelRequest{
+		RequestType: kind, SecurityMode: c.mode, ClientNonce: nonce, RequestedLifetime: uint32(tokenLifetime / time.Millisecond),
+	}
+	if err := c.write("OPN", req, o.request, NodeID{}, writeTimeout); err != nil {
+		return c.reason(err)
+	}
+	timer := time.NewTimer(writeTimeout)
+	defer timer.Stop()
+	select {
+	case err := <-o.answer:
+		return err
+	case <-timer.C:
+		return fmt.Errorf("%w within %s", errNoAnswer, writeTimeout)
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// opened takes the answer to an OpenSecureChannel request. It runs before the next chunk is looked at, which may be
+// secured by the new keys already.
+func (c *channel) opened(request uint32, body []byte) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	o := c.opening
+	if o == nil || o.request != request {
+		return // nobody asked
+	}
+	c.opening = nil
+	o.answer <- c.install(o, body)
+}
+
+func (c *channel) install(o *opening, body []byte) error {
+	var p openResponse
+	if err := decodeResponse(body, &p); err != nil {
+		return err
+	}
+	if !c.none() && len(p.nonce) != len(o.nonce) {
+		return fmt.Errorf("the server's nonce has %d bytes where %d are due", len(p.nonce), len(o.nonce))
+	}
+	lifetime := time.Duration(p.lifetime) * time.Millisecond
+	if lifetime < time.Second {
+		return fmt.Errorf("the server grants a security token for %s", lifetime)
+	}
+	if c.id != 0 && p.channel != c.id {
+		return fmt.Errorf("the server renews channel %d as %d", c.id, p.channel)
+	}
+	algo, err := uapolicy.Symmetric(c.policy, o.nonce, p.nonce)
+	if err != nil {
+		return err
+	}
+	c.id, c.before, c.keys = p.channel, c.keys, keys{p.token, algo, min(lifetime, tokenLifetime)}
+	return nil
+}
+
+// renew renews the token when three quarters of its life are over.
+func (c *channel) renew() {
+	for {
+		c.mu.Lock()
+		lifetime := c.keys.lifetime
+		c.mu.Unlock()
+		timer := time.NewTimer(lifetime / 4 * 3)
+		select {
+		case <-c.over:
+			timer.Stop()
+			return
+		case <-timer.C:
+		}
+		if err := c.open(context.Background(), ua.SecurityTokenRequestTypeRenew); err != nil {
+			c.fail(fmt.Errorf("renew the security token: %w", err))
+			return
+		}
+	}
+}

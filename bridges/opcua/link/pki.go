@@ -1,0 +1,445 @@
+package link
+
+import (
+	"bytes"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/hex"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io/fs"
+	"math/big"
+	"net"
+	"net/url"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+)
+
+// Files and folders below the folder of a PKI.
+const (
+	ownCertificate = "own.der"
+	ownKey         = "own.key"
+	trustedFolder  = "trusted"
+	rejectedFolder = "rejected"
+)
+
+const (
+	// keyBits is the size of the key we make; every policy takes it.
+	keyBits = 2048
+	// maxRejected bounds the certificates that are kept of those refused per connection: a peer that shows a new one each
+	// time must not fill the disk.
+	maxRejected = 20
+	// maxCertificateFile bounds what is read as a certificate.
+	maxCertificateFile = 256 << 10
+)
+
+// PKI is a folder with the certificate of this client (own.der, own.key), those that it trusts (trusted) and those that
+// servers showed and nobody has accepted yet (rejected).
+type PKI struct {
+	dir         string
+	Certificate []byte // DER
+	Key         *rsa.PrivateKey
+	// URI is the application URI in the certificate, by which servers know this client.
+	URI string
+	// Expires is when the certificate ends.
+	Expires time.Time
+}
+
+// OpenPKI reads the folder and makes what is missing of it: the certificate at the first start, and never again.
+func OpenPKI(dir, gatewayID string) (*PKI, error) {
+	for _, d := range []string{dir, filepath.Join(dir, trustedFolder), filepath.Join(dir, rejectedFolder)} {
+		if err := os.MkdirAll(d, 0o700); err != nil {
+			return nil, fmt.Errorf("opcua: make the folder of certificates: %w", err)
+		}
+	}
+	p := &PKI{dir: dir}
+	certFile, keyFile := filepath.Join(dir, ownCertificate), filepath.Join(dir, ownKey)
+	_, certErr := os.Stat(certFile)
+	_, keyErr := os.Stat(keyFile)
+	switch {
+	case errors.Is(certErr, fs.ErrNotExist) && errors.Is(keyErr, fs.ErrNotExist):
+		if err := p.create(certFile, keyFile, gatewayID); err != nil {
+			return nil, fmt.Errorf("opcua: make an own certificate: %w", err)
+		}
+	case certErr != nil || keyErr != nil:
+		return nil, fmt.Errorf("opcua: %s and %s belong together: %w; put the missing one back, or remove both to get new ones, "+
+			"which every server has to trust anew", certFile, keyFile, errors.Join(certErr, keyErr))
+	}
+	if err := p.load(certFile, keyFile); err != nil {
+		return nil, fmt.Errorf("opcua: own certificate: %w", err)
+	}
+	return p, nil
+}
+
+// create makes a self-signed certificate. Its time begins in the past because a gateway without a clock battery may make
+// it before it knows what day it is.
+func (p *PKI) create(certFile, keyFile, gatewayID string) error {
+	key, err := rsa.GenerateKey(rand.Reader, keyBits)
+	if err != nil {
+		return err
+	}
+	serial, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 127))
+	if err != nil {
+		return err
+	}
+	host, err := os.Hostname()
+	if err != nil || host == "" {
+		host = "localhost"
+	}
+	begin := time.Date(2020, 1, 1, 0, 0, 0, 0, time.UTC)
+	end := time.Now().AddDate(20, 0, 0)
+	if least := time.Date(2046, 1, 1, 0, 0, 0, 0, time.UTC); end.Before(least) {
+		end = least
+	}
+	template := &x509.Certificate{
+		SerialNumber: serial,
+		Subject:      pkix.Name{CommonName: "Tidegate " + gatewayID, Organization: []string{"Tidegate"}},
+		NotBefore:    begin, NotAfter: end,
+		// Part 6, 6.2.2 asks for these, and for a self-signed one that may sign.
+		KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageContentCommitment | x509.KeyUsageKeyEncipherment |
+			x509.KeyUsageDataEncipherment | x509.KeyUsageCertSign,
+		ExtKeyUsage:           []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth},
+		BasicConstraintsValid: true,
+		URIs:                  []*url.URL{{Scheme: "urn", Opaque: "tidegate:" + url.PathEscape(gatewayID)}},
+		DNSNames:              []string{host},
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
+	if err != nil {
+		return err
+	}
+	pkcs8, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		return err
+	}
+	// The key first: a certificate without its key would look like damage after a crash in between.
+	if err := writeFile(keyFile, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: pkcs8})); err != nil {
+		return err
+	}
+	if err := writeFile(certFile, der); err != nil {
+		_ = os.Remove(keyFile)
+		return err
+	}
+	return nil
+}
+
+// writeFile writes a file that appears whole, on disk and readable by its owner only, or not at all.
+func writeFile(name string, data []byte) error {
+	f, err := os.CreateTemp(filepath.Dir(name), ".new-*") // mode 0600
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(data)
+	if err == nil {
+		err = f.Sync()
+	}
+	if closeErr := f.Close(); err == nil {
+		err = closeErr
+	}
+	if err == nil {
+		err = os.Rename(f.Name(), name)
+	}
+	if err != nil {
+		_ = os.Remove(f.Name())
+		return err
+	}
+	if d, err := os.Open(filepath.Dir(name)); err == nil {
+		_ = d.Sync() // where folders cannot be synced, the name may be lost with the power, not the process
+		_ = d.Close()
+	}
+	return nil
+}
+
+func (p *PKI) load(certFile, keyFile string) error {
+	der, err := readCertificate(certFile)
+	if err != nil {
+		return err
+	}
+	leaf, err := leafOf(der)
+	if err != nil {
+		return fmt.Errorf("read %s: %w", certFile, err)
+	}
+	data, err := os.ReadFile(keyFile)
+	if err != nil {
+		return err
+	}
+	if p.Key, err = parseKey(data); err != nil {
+		return fmt.Errorf("read %s: %w", keyFile, err)
+	}
+	public, ok := leaf.PublicKey.(*rsa.PublicKey)
+	if !ok || !public.Equal(&p.Key.PublicKey) {
+		return fmt.Errorf("%s is not the key of %s", keyFile, certFile)
+	}
+	if len(leaf.URIs) == 0 {
+		return fmt.Errorf("%s has no application URI among its names; servers would refuse it", certFile)
+	}
+	p.Certificate, p.URI, p.Expires = leaf.Raw, leaf.URIs[0].String(), leaf.NotAfter
+	return nil
+}
+
+// parseKey takes PKCS#8 and PKCS#1, in PEM or DER.
+func parseKey(data []byte) (*rsa.PrivateKey, error) {
+	if block, _ := pem.Decode(data); block != nil {
+		data = block.Bytes
+	}
+	if key, err := x509.ParsePKCS1PrivateKey(data); err == nil {
+		return key, nil
+	}
+	any, err := x509.ParsePKCS8PrivateKey(data)
+	if err != nil {
+		return nil, errors.New("it is no private key in PKCS#8 or PKCS#1, in PEM or DER")
+	}
+	key, ok := any.(*rsa.PrivateKey)
+	if !ok {
+		return nil, errors.New("it is no RSA key, and the security policies know no other")
+	}
+	return key, nil
+}
+
+// readCertificate reads a file in DER or PEM and returns DER.
+func readCertificate(name string) ([]byte, error) {
+	info, err := os.Stat(name)
+	if err != nil {
+		return nil, err
+	}
+	if !info.Mode().IsRegular() || info.Size() > maxCertificateFile {
+		return nil, fmt.Errorf("%s is no file of a certificate", name)
+	}
+	data, err := os.ReadFile(name)
+	if err != nil {
+		return nil, err
+	}
+	var der []byte
+	for rest := data; ; {
+		var block *pem.Block
+		if block, rest = pem.Decode(rest); block == nil {
+			break
+		}
+		if block.Type == "CERTIFICATE" {
+			der = append(der, block.Bytes...)
+		}
+	}
+	if der == nil {
+		return data, nil
+	}
+	return der, nil
+}
+
+// leafOf parses a certificate, or a chain of which it is the first.
+func leafOf(der []byte) (*x509.Certificate, error) {
+	chain, err := x509.ParseCertificates(der)
+	if err != nil {
+		return nil, err
+	}
+	if len(chain) == 0 {
+		return nil, errors.New("there is no certificate")
+	}
+	return chain[0], nil
+}
+
+// UntrustedError is a server certificate that nobody accepted yet.
+type UntrustedError struct {
+	Name       string // of the connection
+	Subject    string
+	Thumbprint string
+	File       string // where it is kept for the decision
+}
+
+func (e *UntrustedError) Error() string {
+	return fmt.Sprintf("the certificate of the server (%s, thumbprint %s) is not trusted; it is in %s: compare the thumbprint "+
+		"with the server's and accept it by `tidegate opcua trust %s`", e.Subject, e.Thumbprint, e.File, e.Name)
+}
+
+// verify decides whether a server is who it should be: its certificate is in the trusted folder, or signed by a CA there
+// and made out to host. In both cases its time has to be right and its key one that the policies allow. An unknown
+// certificate is kept in the rejected folder under the connection's name.
+func (p *PKI) verify(name, host string, der []byte) (*x509.Certificate, error) {
+	chain, err := x509.ParseCertificates(der)
+	if err != nil || len(chain) == 0 {
+		return nil, errors.New("the server shows no certificate that can be read; a security policy other than None needs one")
+	}
+	leaf := chain[0]
+	key, ok := leaf.PublicKey.(*rsa.PublicKey)
+	if !ok {
+		return nil, fmt.Errorf("the certificate of the server (%s) has a key of the kind %s; the security policies need RSA",
+			leaf.Subject, leaf.PublicKeyAlgorithm)
+	}
+	if bits := key.N.BitLen(); bits < 2048 || bits > 4096 {
+		return nil, fmt.Errorf("the certificate of the server (%s) has a key of %d bits; the security policies need 2048 to 4096",
+			leaf.Subject, bits)
+	}
+	trusted, err := p.trusted()
+	if err != nil {
+		return nil, err
+	}
+	if !slices.ContainsFunc(trusted, func(t *x509.Certificate) bool { return bytes.Equal(t.Raw, leaf.Raw) }) {
+		if err := verifyByCA(trusted, chain, host); err != nil {
+			return nil, p.reject(name, leaf, err)
+		}
+	}
+	if now := time.Now(); now.Before(leaf.NotBefore) || now.After(leaf.NotAfter) {
+		return nil, fmt.Errorf("the certificate of the server (%s) is valid from %s to %s, and it is %s here: renew it, or set the clock",
+			leaf.Subject, day(leaf.NotBefore), day(leaf.NotAfter), day(now))
+	}
+	return leaf, nil
+}
+
+func day(t time.Time) string { return t.UTC().Format(time.DateOnly) }
+
+// errNoCA: nothing in the trusted folder signs anything.
+var errNoCA = errors.New("no trusted CA")
+
+func verifyByCA(trusted, chain []*x509.Certificate, host string) error {
+	roots, between := x509.NewCertPool(), x509.NewCertPool()
+	found := false
+	for _, t := range trusted {
+		if t.IsCA {
+			roots.AddCert(t)
+			found = true
+		}
+	}
+	if !found {
+		return errNoCA
+	}
+	for _, c := range chain[1:] {
+		between.AddCert(c)
+	}
+	leaf := chain[0]
+	if _, err := leaf.Verify(x509.VerifyOptions{
+		Roots: roots, Intermediates: between, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny},
+	}); err != nil {
+		return err
+	}
+	// Any device of the plant may have a certificate of its CA, so the name must be right as well.
+	if ip := net.ParseIP(host); ip != nil && slices.ContainsFunc(leaf.IPAddresses, ip.Equal) {
+		return nil
+	}
+	return leaf.VerifyHostname(host)
+}
+
+// trusted reads the trusted folder anew each time, so that a certificate counts as soon as it is there. A file that is no
+// certificate is an error: silently passing over it would look like distrust.
+func (p *PKI) trusted() ([]*x509.Certificate, error) {
+	dir := filepath.Join(p.dir, trustedFolder)
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, fmt.Errorf("read the trusted certificates: %w", err)
+	}
+	var list []*x509.Certificate
+	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), ".") || e.IsDir() {
+			continue
+		}
+		name := filepath.Join(dir, e.Name())
+		der, err := readCertificate(name)
+		if err != nil {
+			return nil, fmt.Errorf("read the trusted certificates: %w", err)
+		}
+		certs, err := x509.ParseCertificates(der)
+		if err != nil {
+			return nil, fmt.Errorf("read the trusted certificates: %s is neither DER nor PEM: %w", name, err)
+		}
+		list = append(list, certs...)
+	}
+	return list, nil
+}
+
+func (p *PKI) reject(name string, leaf *x509.Certificate, why error) error {
+	print := hex.EncodeToString(thumbprint(leaf.Raw))
+	file := filepath.Join(p.dir, rejectedFolder, name+"-"+print+".der")
+	e := &UntrustedError{Name: name, Subject: leaf.Subject.String(), Thumbprint: print, File: file}
+	if _, err := os.Stat(file); err != nil {
+		if list, err := p.rejected(name); err != nil || len(list) >= maxRejected {
+			return fmt.Errorf("%w (not kept: there are %d rejected ones of it already)", e, len(list))
+		}
+		if err := writeFile(file, leaf.Raw); err != nil {
+			return fmt.Errorf("%w (and it cannot be kept: %w)", e, err)
+		}
+	}
+	if !errors.Is(why, errNoCA) {
+		return fmt.Errorf("%w (by the trusted CAs: %w)", e, why)
+	}
+	return e
+}
+
+// rejected lists the files of the certificates refused for a connection.
+func (p *PKI) rejected(name string) ([]string, error) {
+	entries, err := os.ReadDir(filepath.Join(p.dir, rejectedFolder))
+	if err != nil {
+		return nil, err
+	}
+	var list []string
+	for _, e := range entries {
+		rest, ok := strings.CutPrefix(e.Name(), name+"-")
+		if ok && strings.TrimSuffix(rest, ".der") != rest && len(rest) == 2*20+len(".der") {
+			list = append(list, filepath.Join(p.dir, rejectedFolder, e.Name()))
+		}
+	}
+	return list, nil
+}
+
+// Accepted is a certificate that Trust moved to the trusted folder.
+type Accepted struct {
+	File, Subject, Thumbprint string
+	Expires                   time.Time
+}
+
+// Trust accepts the certificate that was refused for the connection of that name, in the folder that OpenPKI was given.
+// Where several were refused, name must be the thumbprint of one, or its beginning: at least 8 digits.
+func Trust(dir, name string) (Accepted, error) {
+	p := &PKI{dir: dir}
+	list, err := p.rejected(name)
+	if err == nil && len(list) == 0 {
+		list, err = p.byThumbprint(name)
+	}
+	switch {
+	case err != nil && !errors.Is(err, fs.ErrNotExist):
+		return Accepted{}, fmt.Errorf("opcua: read the rejected certificates: %w", err)
+	case len(list) == 0:
+		return Accepted{}, fmt.Errorf("opcua: no certificate was refused for %q in %s; one is kept there when a connection meets it",
+			name, filepath.Join(dir, rejectedFolder))
+	case len(list) > 1:
+		return Accepted{}, fmt.Errorf("opcua: %d certificates were refused for %q: %s; give the thumbprint of the right one instead of the name",
+			len(list), name, strings.Join(list, ", "))
+	}
+	der, err := readCertificate(list[0])
+	if err != nil {
+		return Accepted{}, fmt.Errorf("opcua: read the certificate: %w", err)
+	}
+	leaf, err := leafOf(der)
+	if err != nil {
+		return Accepted{}, fmt.Errorf("opcua: read the certificate %s: %w", list[0], err)
+	}
+	to := filepath.Join(dir, trustedFolder, filepath.Base(list[0]))
+	if err := os.MkdirAll(filepath.Dir(to), 0o700); err != nil {
+		return Accepted{}, fmt.Errorf("opcua: trust %s: %w", list[0], err)
+	}
+	if err := os.Rename(list[0], to); err != nil {
+		return Accepted{}, fmt.Errorf("opcua: trust %s: %w", list[0], err)
+	}
+	return Accepted{File: to, Subject: leaf.Subject.String(), Thumbprint: hex.EncodeToString(thumbprint(leaf.Raw)), Expires: leaf.NotAfter}, nil
+}
+
+func (p *PKI) byThumbprint(beginning string) ([]string, error) {
+	beginning = strings.ToLower(strings.ReplaceAll(beginning, ":", ""))
+	if len(beginning) < 8 || strings.Trim(beginning, "0123456789abcdef") != "" {
+		return nil, nil
+	}
+	entries, err := os.ReadDir(filepath.Join(p.dir, rejectedFolder))
+	if err != nil {
+		return nil, err
+	}
+	var list []string
+	for _, e := range entries {
+		print := strings.TrimSuffix(e.Name(), ".der")
+		if i := strings.LastIndexByte(print, '-'); i >= 0 && strings.HasPrefix(print[i+1:], beginning) {
+			list = append(list, filepath.Join(p.dir, rejectedFolder, e.Name()))
+		}
+	}
+	return list, nil
+}

@@ -1,0 +1,477 @@
+package link
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"slices"
+	"time"
+
+	"github.com/gopcua/opcua/id"
+	"github.com/gopcua/opcua/ua"
+)
+
+const (
+	// keepAliveEvery is how often an idle subscription shall say that it lives.
+	keepAliveEvery = 2 * time.Second
+	// mostPerNotification bounds the values of one notification, so that it fits into a message.
+	mostPerNotification = 1000
+	// fastestSampling stands in for "as fast as the server can" where a queue is sized.
+	fastestSampling = 100 * time.Millisecond
+	// retryFirst and retryLimit pace the attempts to watch a node that the server does not have (yet).
+	retryFirst = 500 * time.Millisecond
+	retryLimit = 8 * time.Second
+)
+
+// subscription is what the server keeps for us.
+type subscription struct {
+	ID       uint32        `json:"id"`
+	Interval time.Duration `json:"interval"` // as the server revised it
+	// KeepAlive is how often it says that it lives when there is nothing else to say.
+	KeepAlive time.Duration `json:"keep_alive"`
+	// Budget is for how long the server keeps values of the item with the shortest queue.
+	Budget time.Duration `json:"budget"`
+	// Namespaces are those by which the items were resolved.
+	Namespaces []string `json:"namespaces"`
+
+	// next is the sequence number that is due. 0: this process has seen none yet and does not know.
+	next uint32
+	// high is the number after the highest that was handed over; it differs from next where some have to be asked for again.
+	high uint32
+	// skipped are the numbers that were given up, the last few of them.
+	skipped []uint32
+}
+
+// item is an Item and how it stands at the server.
+type item struct {
+	Item
+	index    int
+	handle   uint32 // by which notifications name it; 0: none yet
+	node     NodeID
+	id       uint32        // of the monitored item; 0: the server does not watch it
+	sampling time.Duration // as the server revised it; 0: at every change
+	budget   time.Duration // for how long the server keeps its values
+	ready    bool          // the sink knows what it is called
+	err      error         // why the server does not watch it
+	failures int
+	due      time.Time // of the next attempt
+}
+
+// fail puts the next attempt off, a little longer each time.
+func (it *item) fail(err error) {
+	it.err, it.ready = err, false
+	wait := retryLimit
+	if it.failures < 5 {
+		wait = min(retryLimit, retryFirst<<it.failures)
+	}
+	it.failures++
+	it.due = time.Now().Add(wait/2 + rand.N(wait/2)) //nolint:gosec // jitter is no secret
+}
+
+// subscribe sees to it that there is a subscription with every item that the server knows, and that what it sent in vain
+// is sent again.
+func (l *Link) subscribe(ctx context.Context, s *Session) error {
+	if l.sub != nil && l.outdated {
+		l.deleteSubscription(ctx, s)
+	}
+	l.outdated = false
+	if l.sub != nil && !slices.Equal(l.sub.Namespaces, s.namespaces) {
+		// The indexes in the items' node IDs may mean other nodes now.
+		l.log.Info("the server numbers its namespaces differently; watching all nodes anew")
+		l.deleteSubscription(ctx, s)
+	}
+	if l.sub != nil {
+		if err := l.recover(ctx, s); errors.Is(err, errNoSubscription) {
+			l.forgetSubscription()
+		} else if err != nil {
+			return err
+		}
+	}
+	if len(l.items) == 0 {
+		return nil
+	}
+	if l.sub == nil {
+		if err := l.createSubscription(ctx, s); err != nil {
+			return err
+		}
+	}
+	return l.watch(ctx, s)
+}
+
+// forgetSubscription drops all that belongs to a subscription which is no more.
+func (l *Link) forgetSubscription() {
+	l.sub = nil
+	l.ledger.forget()
+	for _, it := range l.items {
+		it.id, it.ready, it.failures, it.due, it.err = 0, false, 0, time.Time{}, nil
+	}
+	l.orphans = nil
+}
+
+func (l *Link) deleteSubscription(ctx context.Context, s *Session) {
+	p := statusResponse{encoding: id.DeleteSubscriptionsResponse_Encoding_DefaultBinary}
+	if err := s.call(ctx, &ua.DeleteSubscriptionsRequest{SubscriptionIDs: []uint32{l.sub.ID}}, &p); err != nil {
+		l.log.Debug("old subscription not deleted", "error", err) // it ends by itself
+	}
+	l.forgetSubscription()
+}
+
+func (l *Link) createSubscription(ctx context.Context, s *Session) error {
+	interval := l.o.Publishing
+	keepAlive := uint32(max(1, (keepAliveEvery+interval-1)/interval))
+	// A subscription outlives a missing client by its lifetime: as long as values shall be kept, and no less than the
+	// specification's three keep-alives.
+	lifetime := max(3*keepAlive, uint32(min(math.MaxUint32, (l.sessionTimeout()+interval-1)/interval)))
+	var p createSubscriptionResponse
+	if err := s.call(ctx, &ua.CreateSubscriptionRequest{
+		RequestedPublishingInterval: milliseconds(interval),
+		RequestedLifetimeCount:      lifetime, RequestedMaxKeepAliveCount: keepAlive,
+		MaxNotificationsPerPublish: mostPerNotification, PublishingEnabled: true,
+	}, &p); err != nil {
+		return fmt.Errorf("create a subscription: %w", err)
+	}
+	revised := fromMilliseconds(p.interval)
+	if p.id == 0 || revised <= 0 {
+		return fmt.Errorf("create a subscription: the server answers with subscription %d at %v ms", p.id, p.interval)
+	}
+	if kept := time.Duration(p.lifetime) * revised; kept < l.o.Budget {
+		l.log.Warn("the server ends a subscription earlier than outage_budget", "after", kept, "wanted", l.o.Budget)
+	}
+	l.sub = &subscription{
+		ID: p.id, Interval: revised, KeepAlive: time.Duration(max(1, p.keepAlive)) * revised, Namespaces: s.namespaces,
+		next: 1,
+	}
+	return nil
+}
+
+func milliseconds(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
+
+// fromMilliseconds takes what a server says, which may be anything.
+func fromMilliseconds(ms float64) time.Duration {
+	if !(ms > 0) || ms > 1e12 {
+		return 0
+	}
+	return time.Duration(ms * float64(time.Millisecond))
+}
+
+// queueSize is how many values the server shall keep of an item that it looks at that often: as many as come while we
+// are away.
+func (l *Link) queueSize(sampling time.Duration) uint32 {
+	if sampling <= 0 {
+		sampling = fastestSampling
+	}
+	return uint32(max(1, min(math.MaxInt32, (l.o.Budget+sampling-1)/sampling)))
+}
+
+// watch asks the server to watch every item that is due. One that it refuses is kept and tried again; the others flow.
+// The error is that of the connection.
+func (l *Link) watch(ctx context.Context, s *Session) error {
+	if err := l.unwatch(ctx, s, l.orphans); err != nil {
+		return err
+	}
+	l.orphans = nil
+	now := time.Now()
+	var tried []*item
+	for _, it := range l.items {
+		if it.id == 0 && !it.due.After(now) || it.id != 0 && !it.ready {
+			tried = append(tried, it)
+		}
+	}
+	todo, err := l.resolve(ctx, s, tried)
+	if err != nil {
+		return err
+	}
+	err = s.inBatches(len(todo), &s.limits.items, func(from, to int) error {
+		return l.watchBatch(ctx, s, todo[from:to])
+	})
+	l.limits.tighten(limits{items: s.limits.items})
+	l.report(tried, todo)
+	l.countItems()
+	return err
+}
+
+// unwatch tells the server to forget monitored items.
+func (l *Link) unwatch(ctx context.Context, s *Session, ids []uint32) error {
+	return s.inBatches(len(ids), &s.limits.items, func(from, to int) error {
+		p := statusResponse{encoding: id.DeleteMonitoredItemsResponse_Encoding_DefaultBinary}
+		err := s.call(ctx, &ua.DeleteMonitoredItemsRequest{SubscriptionID: l.sub.ID, MonitoredItemIDs: ids[from:to]}, &p)
+		if err != nil {
+			return fmt.Errorf("stop watching %d nodes: %w", to-from, err)
+		}
+		return nil // one that the server does not know is gone as well
+	})
+}
+
+// resolve finds the node of each item, and its name where that is needed, and tells the sink. It returns those that the
+// server is to be asked to watch.
+func (l *Link) resolve(ctx context.Context, s *Session, tried []*item) ([]*item, error) {
+	var describe, found []*item
+	var nodes []NodeID
+	var descriptions []Description
+	for _, it := range tried {
+		node, err := it.Ref.Resolve(s.namespaces)
+		switch {
+		case err != nil:
+			it.fail(err)
+			continue
+		case it.node != node:
+			it.node, it.ready = node, false
+		}
+		if it.Describe && !it.ready {
+			describe = append(describe, it)
+			nodes = append(nodes, node)
+			continue
+		}
+		found = append(found, it)
+		descriptions = append(descriptions, Description{Node: node})
+	}
+	list, errs, err := s.describe(ctx, nodes)
+	if err != nil {
+		return nil, err
+	}
+	for i, it := range describe {
+		if errs[i] != nil {
+			it.fail(errs[i])
+			continue
+		}
+		found = append(found, it)
+		descriptions = append(descriptions, list[i])
+	}
+	var todo []*item
+	for i, it := range found {
+		if !it.ready {
+			if err := l.o.Sink.Resolve(it.index, descriptions[i]); err != nil {
+				it.fail(err)
+				continue
+			}
+			it.ready = true
+		}
+		if it.id == 0 {
+			todo = append(todo, it)
+		}
+	}
+	return todo, nil
+}
+
+// parameters are what the server is asked to do for an item.
+func (l *Link) parameters(it *item, sampling time.Duration) *ua.MonitoringParameters {
+	return &ua.MonitoringParameters{
+		ClientHandle: it.handle, SamplingInterval: milliseconds(sampling), Filter: it.filter(),
+		QueueSize: l.queueSize(sampling), DiscardOldest: true,
+	}
+}
+
+func (l *Link) watchBatch(ctx context.Context, s *Session, batch []*item) error {
+	req := &ua.CreateMonitoredItemsRequest{SubscriptionID: l.sub.ID, TimestampsToReturn: ua.TimestampsToReturnBoth}
+	for _, it := range batch {
+		if it.handle == 0 {
+			l.handles++
+			it.handle = l.handles
+			l.byHandle[it.handle] = it
+		}
+		req.ItemsToCreate = append(req.ItemsToCreate, &ua.MonitoredItemCreateRequest{
+			ItemToMonitor: &ua.ReadValueID{
+				NodeID: it.node.ua(), AttributeID: ua.AttributeIDValue, DataEncoding: &ua.QualifiedName{},
+			},
+			MonitoringMode: ua.MonitoringModeReporting, RequestedParameters: l.parameters(it, l.o.Sampling),
+		})
+	}
+	var p createItemsResponse
+	if err := s.call(ctx, req, &p); err != nil {
+		return fmt.Errorf("watch %d nodes: %w", len(batch), err)
+	}
+	if err := answered(len(p.results), len(batch), "watch nodes"); err != nil {
+		return err
+	}
+	var short []*item
+	for i, r := range p.results {
+		it := batch[i]
+		if r.status.IsBad() {
+			it.fail(explain(r.status))
+			continue
+		}
+		it.id, it.err, it.failures = r.id, nil, 0
+		it.granted(r)
+		// A server that looks more often than asked fills the queue sooner.
+		if it.sampling > 0 && it.budget < l.o.Budget && l.queueSize(it.sampling) > r.queue {
+			short = append(short, it)
+		}
+	}
+	return l.lengthen(ctx, s, short)
+}
+
+// granted notes what the server makes of an item.
+func (it *item) granted(r createdItem) {
+	it.sampling = fromMilliseconds(r.sampling)
+	each := it.sampling
+	if each == 0 {
+		each = fastestSampling
+	}
+	it.budget = time.Duration(min(float64(max(1, r.queue))*float64(each), math.MaxInt64/2))
+}
+
+// lengthen asks for longer queues, by the sampling intervals that the server chose itself.
+func (l *Link) lengthen(ctx context.Context, s *Session, items []*item) error {
+	if len(items) == 0 {
+		return nil
+	}
+	req := &ua.ModifyMonitoredItemsRequest{SubscriptionID: l.sub.ID, TimestampsToReturn: ua.TimestampsToReturnBoth}
+	for _, it := range items {
+		req.ItemsToModify = append(req.ItemsToModify, &ua.MonitoredItemModifyRequest{
+			MonitoredItemID: it.id, RequestedParameters: l.parameters(it, it.sampling),
+		})
+	}
+	var p modifyItemsResponse
+	err := s.call(ctx, req, &p)
+	if err == nil {
+		err = answered(len(p.results), len(items), "lengthen queues")
+	}
+	if err != nil {
+		if s.c.reason(nil) != nil {
+			return err
+		}
+		l.log.Debug("queues not lengthened", "error", err) // what the server keeps is reported
+		return nil
+	}
+	for i, r := range p.results {
+		if !r.status.IsBad() {
+			items[i].granted(r)
+		}
+	}
+	return nil
+}
+
+// explain adds what to do where the status alone does not say it.
+func explain(s StatusCode) error {
+	switch ua.StatusCode(s) {
+	case ua.StatusBadMonitoredItemFilterUnsupported, ua.StatusBadFilterNotAllowed, ua.StatusBadDeadbandFilterInvalid:
+		return fmt.Errorf("%w: the server has no deadband for this node; leave deadband out", s)
+	default:
+		return s
+	}
+}
+
+func (it *item) filter() *ua.ExtensionObject {
+	if it.Deadband == 0 {
+		return nil
+	}
+	kind := ua.DeadbandTypeAbsolute
+	if it.Percent {
+		kind = ua.DeadbandTypePercent
+	}
+	return ua.NewExtensionObject(&ua.DataChangeFilter{
+		Trigger: ua.DataChangeTriggerStatusValue, DeadbandType: uint32(kind), DeadbandValue: it.Deadband,
+	})
+}
+
+// report logs what came of an attempt: the budget that the server really grants, and what it refused. A retry that fails
+// again is silent.
+func (l *Link) report(tried, todo []*item) {
+	least := l.sub.Budget
+	for _, it := range todo {
+		if it.id != 0 && (least == 0 || it.budget < least) {
+			least = it.budget
+		}
+	}
+	if least != l.sub.Budget && least < l.o.Budget {
+		l.log.Warn("the server keeps values for less than outage_budget", "keeps", least, "wanted", l.o.Budget)
+	}
+	l.sub.Budget = least
+	l.stats.budget.Store(int64(least))
+	failed := slices.DeleteFunc(slices.Clone(tried), func(it *item) bool { return it.err == nil || it.failures != 1 })
+	if len(failed) > 0 {
+		l.log.Warn("some nodes are not watched; they are tried again", "nodes", len(failed),
+			"first", failed[0].Ref.String(), "error", failed[0].err)
+	}
+}
+
+// countItems brings the figures of good and failed items up to date, and with them when the next attempt is due.
+func (l *Link) countItems() {
+	good := 0
+	l.pending = false
+	for _, it := range l.items {
+		if it.id != 0 {
+			good++
+		} else if !l.pending || it.due.Before(l.retryAt) {
+			l.retryAt, l.pending = it.due, true
+		}
+	}
+	l.stats.good.Store(int64(good))
+	l.stats.failed.Store(int64(len(l.items) - good))
+}
+
+// transfer moves the subscription of a session that is gone to this one.
+func (l *Link) transfer(ctx context.Context, s *Session) bool {
+	var p transferResponse
+	err := s.call(ctx, &ua.TransferSubscriptionsRequest{SubscriptionIDs: []uint32{l.sub.ID}}, &p)
+	if err == nil {
+		err = answered(len(p.results), 1, "transfer the subscription")
+	}
+	if err == nil && p.results[0].status.IsBad() {
+		err = p.results[0].status
+	}
+	if err != nil {
+		l.log.Info("the server does not hand the old subscription over", "error", err)
+	}
+	return err == nil
+}
+
+// errNoSubscription: the server does not have the subscription any more.
+var errNoSubscription = errors.New("the server has dropped the subscription")
+
+// recover asks for what was sent while nobody listened: the notifications from the one that is due on, until the server
+// has no more. A process that does not know which one is due learns it from the first answer to a publish request.
+func (l *Link) recover(ctx context.Context, s *Session) error {
+	if l.sub.next == 0 {
+		return nil
+	}
+	for {
+		if underway, _ := l.ledger.state(); underway+outstanding >= window {
+			return nil // the rest is missed, and asked for, when there is room
+		}
+		n, err := s.republish(ctx, l.sub.ID, l.sub.next)
+		switch code := statusOf(err); {
+		case err == nil:
+			if err := l.hand(ctx, s, n); err != nil {
+				return err
+			}
+			l.stats.republished.Add(1)
+			l.sub.next = following(n.sequence)
+		case code == ua.StatusBadMessageNotAvailable && before(l.sub.next, l.sub.high):
+			l.sub.next = following(l.sub.next) // acknowledged since
+		case code == ua.StatusBadMessageNotAvailable:
+			return nil
+		case code == ua.StatusBadSubscriptionIDInvalid || code == ua.StatusBadNoSubscription:
+			return errNoSubscription
+		default:
+			return fmt.Errorf("republish: %w", err)
+		}
+	}
+}
+
+func (s *Session) republish(ctx context.Context, sub, sequence uint32) (notification, error) {
+	var p republishResponse
+	err := s.call(ctx, &ua.RepublishRequest{SubscriptionID: sub, RetransmitSequenceNumber: sequence}, &p)
+	if err == nil && p.message.sequence != sequence {
+		err = fmt.Errorf("the server republishes %d when asked for %d", p.message.sequence, sequence)
+	}
+	return p.message, err
+}
+
+func statusOf(err error) ua.StatusCode {
+	var code StatusCode
+	if errors.As(err, &code) {
+		return ua.StatusCode(code)
+	}
+	return 0
+}
+
+// following is the next sequence number; 0 is never one [Part 4, 7.38].
+func following(n uint32) uint32 {
+	if n == math.MaxUint32 {
+		return 1
+	}
+	return n + 1
+}
