@@ -24,6 +24,8 @@ type Options struct {
 	User, Password string
 	// PKI holds the certificates. nil: only without security and without a password.
 	PKI *PKI
+	// URI is the application URI of this client where there is no PKI to say it.
+	URI string
 	// Items are the nodes whose values are asked for.
 	Items []Item
 	// Publishing is how often the server shall send what has gathered, Sampling how often it shall look at a node (0: as

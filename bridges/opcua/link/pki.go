@@ -443,3 +443,11 @@ func (p *PKI) byThumbprint(beginning string) ([]string, error) {
 	}
 	return list, nil
 }
+
+// Thumbprint names a certificate, or the first of a chain, as OPC UA tools do: by its SHA-1.
+func Thumbprint(der []byte) []byte {
+	if leaf, err := leafOf(der); err == nil {
+		return thumbprint(leaf.Raw)
+	}
+	return thumbprint(der)
+}

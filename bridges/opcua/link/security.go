@@ -77,6 +77,9 @@ func (s Security) satisfies(least Security) bool {
 
 const transportBinary = "http://opcfoundation.org/UA-Profile/Transport/uatcp-uasc-uabinary"
 
+// Binary reports whether the endpoint speaks OPC UA Binary over TCP, the one transport that there is here.
+func (e Endpoint) Binary() bool { return e.Transport == "" || e.Transport == transportBinary }
+
 // choose finds the endpoint that has exactly the configured security, else the weakest that has more. The order in which
 // the server lists them and the level it claims for them count for nothing.
 func choose(endpoints []Endpoint, least Security) (Endpoint, error) {
@@ -84,7 +87,7 @@ func choose(endpoints []Endpoint, least Security) (Endpoint, error) {
 	rank := func(e Endpoint) int { return 4*strength(e.Policy) + int(e.Mode) }
 	for i, e := range endpoints {
 		s := Security{e.Policy, ua.MessageSecurityMode(e.Mode)}
-		if e.Transport != "" && e.Transport != transportBinary {
+		if !e.Binary() {
 			continue
 		}
 		offered = append(offered, s.String())

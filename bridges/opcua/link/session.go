@@ -156,7 +156,7 @@ func (l *Link) applicationURI() string {
 	if l.o.PKI != nil {
 		return l.o.PKI.URI
 	}
-	return "urn:tidegate"
+	return l.o.URI
 }
 
 // sessionTimeout is how long a session shall outlive its connection: as long as values are to be kept for us.
