@@ -255,10 +255,10 @@ func (l *Link) resolve(ctx context.Context, s *Session, tried []*item) ([]*item,
 	return todo, nil
 }
 
-// parameters are what the server is asked to do for an item.
+// parameters are what the server is asked to do for an item that it looks at so often.
 func (l *Link) parameters(it *item, sampling time.Duration) *ua.MonitoringParameters {
 	return &ua.MonitoringParameters{
-		ClientHandle: it.handle, SamplingInterval: milliseconds(sampling), Filter: it.filter(),
+		ClientHandle: it.handle, SamplingInterval: milliseconds(l.o.Sampling), Filter: it.filter(),
 		QueueSize: l.queueSize(sampling), DiscardOldest: true,
 	}
 }
@@ -312,7 +312,8 @@ func (it *item) granted(r createdItem) {
 	it.budget = time.Duration(min(float64(max(1, r.queue))*float64(each), math.MaxInt64/2))
 }
 
-// lengthen asks for longer queues, by the sampling intervals that the server chose itself.
+// lengthen asks for longer queues, by the sampling intervals that the server chose itself. It asks for the same interval
+// as before: 0 can mean "at every change", which no other interval does.
 func (l *Link) lengthen(ctx context.Context, s *Session, items []*item) error {
 	if len(items) == 0 {
 		return nil

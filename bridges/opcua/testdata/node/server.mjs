@@ -18,7 +18,6 @@ const o = {
   anonymous: true,
   policies: ["None", "Basic256Sha256", "Aes128_Sha256_RsaOaep", "Aes256_Sha256_RsaPss"],
   modes: ["None", "Sign", "SignAndEncrypt"],
-  maxQueue: 0,
   announce: "",               // host name in the endpoints instead of the real one
   ...JSON.parse(process.argv[2] ?? "{}"),
 };
@@ -42,7 +41,7 @@ const server = new ua.OPCUAServer({
   buildInfo: { productName: "tidegate test peer" },
   serverCapabilities: {
     maxSessions: 100,
-    maxMonitoredItemsQueueSize: o.maxQueue || 60000,
+    minSupportedSampleRate: 0, // with a requested interval of 0 every change is delivered, none is coalesced
     operationLimits: o.itemsPerCall ? { maxMonitoredItemsPerCall: o.itemsPerCall } : {},
   },
 });
