@@ -213,3 +213,17 @@ func (b *fakeBus) counters(t *testing.T, prefix string) counted {
 	}
 	return c
 }
+
+// highest is the highest value that a counter's topic has seen.
+func (b *fakeBus) highest(topic string) int {
+	highest := -1
+	for _, m := range b.on(topic) {
+		var p struct {
+			V *int `json:"v"`
+		}
+		if json.Unmarshal(m.Payload, &p) == nil && p.V != nil {
+			highest = max(highest, *p.V)
+		}
+	}
+	return highest
+}

@@ -62,6 +62,8 @@ type peer struct {
 	in     io.WriteCloser
 	events chan peerEvent
 	ended  chan struct{}
+
+	certificate []byte
 }
 
 type peerEvent struct {
@@ -77,6 +79,20 @@ type peerEvent struct {
 	Subs        int    `json:"subscriptions"`
 }
 
+// peerDir holds the certificate of all servers: making one takes node seconds.
+var peerDir string
+
+func TestMain(m *testing.M) {
+	var err error
+	if peerDir, err = os.MkdirTemp("", "tidegate-opcua"); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	code := m.Run()
+	_ = os.RemoveAll(peerDir)
+	os.Exit(code)
+}
+
 // startPeer starts a server and waits until it listens. The test fails where it cannot be started.
 func startPeer(t *testing.T, o peerOptions) *peer {
 	t.Helper()
@@ -87,7 +103,7 @@ func startPeer(t *testing.T, o peerOptions) *peer {
 		o.Port = freePort(t)
 	}
 	if o.Dir == "" {
-		o.Dir = t.TempDir()
+		o.Dir = peerDir
 	}
 	p := &peer{t: t, o: o}
 	p.start()
@@ -139,9 +155,11 @@ func (p *peer) start() {
 		_ = cmd.Wait()
 	}()
 	p.t.Cleanup(p.kill)
-	if e := p.next(60 * time.Second); e.Event != "ready" {
+	e := p.next(60 * time.Second)
+	if e.Event != "ready" {
 		p.t.Fatalf("the server does not start: %+v", e)
 	}
+	p.certificate = e.Certificate
 }
 
 func (p *peer) next(timeout time.Duration) peerEvent {

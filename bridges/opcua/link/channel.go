@@ -92,14 +92,21 @@ type opening struct {
 // errClosed is why requests fail that wait when we close the channel.
 var errClosed = errors.New("the channel was closed")
 
+// dialer makes a connection to host and port.
+type dialer = func(ctx context.Context, address string) (net.Conn, error)
+
+func dialTCP(ctx context.Context, address string) (net.Conn, error) {
+	return (&net.Dialer{}).DialContext(ctx, "tcp", address)
+}
+
 // dialChannel connects to the server at address, opens a channel and starts the goroutines that live with it; close ends
 // them. endpoint is the URL that the server is told.
-func dialChannel(ctx context.Context, endpoint string, p protection) (*channel, error) {
+func dialChannel(ctx context.Context, dial dialer, endpoint string, p protection) (*channel, error) {
 	u, err := url.Parse(endpoint)
 	if err != nil {
 		return nil, fmt.Errorf("connect to %s: %w", endpoint, err)
 	}
-	conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", u.Host)
+	conn, err := dial(ctx, u.Host)
 	if err != nil {
 		return nil, fmt.Errorf("connect to %s: %w", endpoint, err)
 	}

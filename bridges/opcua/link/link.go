@@ -36,6 +36,8 @@ type Options struct {
 	State string
 	Sink  Sink
 	Log   *slog.Logger
+	// dial connects; tests put their own servers behind it. nil: by TCP.
+	dial dialer
 	// OnChange is called when the server was reached or lost, with why; from one goroutine. nil: nobody cares.
 	OnChange func(up bool, err error)
 }
@@ -108,6 +110,9 @@ func New(o Options) (*Link, error) {
 	if o.PKI == nil && (o.Security.Mode != ua.MessageSecurityModeNone || o.User != "") {
 		return nil, fmt.Errorf("opcua: %s: security %s with user %q needs a folder of certificates", o.Name, o.Security, o.User)
 	}
+	if o.dial == nil {
+		o.dial = dialTCP
+	}
 	l := &Link{o: o, log: o.Log, pace: defaultPace(), queue: make(chan delivery, window), byHandle: map[uint32]*item{}}
 	for i := range o.Items {
 		l.items = append(l.items, &item{Item: o.Items[i], index: i})
@@ -119,7 +124,7 @@ func New(o Options) (*Link, error) {
 // pace says how long to wait before the next attempt.
 type pace struct {
 	base, limit time.Duration // full jitter between 0 and base doubled with every failure, at most limit
-	lasting     time.Duration // where the next attempt will fail for the same reason: between this and twice this
+	lasting     time.Duration // where the next attempt will fail for the same reason: between this and twice this; a quarter for trust
 	stable      time.Duration // a connection that lived that long was a success
 }
 
@@ -128,7 +133,11 @@ func defaultPace() pace {
 }
 
 func (p pace) wait(failures int, err error) time.Duration {
-	if lasting(err) {
+	var untrusted *UntrustedError
+	switch {
+	case errors.As(err, &untrusted): // somebody may be about to accept it, and asking costs the server little
+		return p.lasting/4 + rand.N(p.lasting/4) //nolint:gosec // jitter is no secret
+	case lasting(err):
 		return p.lasting + rand.N(p.lasting) //nolint:gosec // jitter is no secret
 	}
 	most := p.limit
@@ -140,11 +149,7 @@ func (p pace) wait(failures int, err error) time.Duration {
 
 // lasting reports whether only a person can mend what failed: then a quick next attempt is noise, or locks an account.
 func lasting(err error) bool {
-	var untrusted *UntrustedError
 	var code StatusCode
-	if errors.As(err, &untrusted) {
-		return true
-	}
 	if !errors.As(err, &code) {
 		return false
 	}

@@ -114,8 +114,8 @@ func quoted(list []string) string {
 
 // discover asks the server at the configured URL for its endpoints, over a channel without security: what it says is
 // checked by what happens next, not believed.
-func discover(ctx context.Context, endpoint string) ([]Endpoint, error) {
-	c, err := dialChannel(ctx, endpoint, protection{policy: ua.SecurityPolicyURINone, mode: ua.MessageSecurityModeNone})
+func discover(ctx context.Context, dial dialer, endpoint string) ([]Endpoint, error) {
+	c, err := dialChannel(ctx, dial, endpoint, protection{policy: ua.SecurityPolicyURINone, mode: ua.MessageSecurityModeNone})
 	if err != nil {
 		return nil, err
 	}
@@ -134,7 +134,7 @@ func (c *channel) endpoints(ctx context.Context, endpoint string) ([]Endpoint, e
 // Discover lists the endpoints of a server, each under the host by which it was asked: servers announce names that only
 // they can resolve.
 func Discover(ctx context.Context, endpoint string) ([]Endpoint, error) {
-	list, err := discover(ctx, endpoint)
+	list, err := discover(ctx, dialTCP, endpoint)
 	for i := range list {
 		list[i].URL = reachable(list[i].URL, endpoint)
 	}

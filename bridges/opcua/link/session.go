@@ -41,7 +41,7 @@ type credentials struct {
 
 // connect opens a channel to the endpoint that satisfies the configured security.
 func (l *Link) connect(ctx context.Context) (*channel, Endpoint, error) {
-	endpoints, err := discover(ctx, l.o.Endpoint)
+	endpoints, err := discover(ctx, l.o.dial, l.o.Endpoint)
 	if err != nil {
 		return nil, Endpoint{}, err
 	}
@@ -54,7 +54,7 @@ func (l *Link) connect(ctx context.Context) (*channel, Endpoint, error) {
 		return nil, Endpoint{}, fmt.Errorf("connect to %s: %w", l.o.Endpoint, err)
 	}
 	e.URL = reachable(e.URL, l.o.Endpoint)
-	c, err := dialChannel(ctx, e.URL, p)
+	c, err := dialChannel(ctx, l.o.dial, e.URL, p)
 	return c, e, err
 }
 

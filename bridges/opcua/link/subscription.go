@@ -207,9 +207,9 @@ func (l *Link) unwatch(ctx context.Context, s *Session, ids []uint32) error {
 // resolve finds the node of each item, and its name where that is needed, and tells the sink. It returns those that the
 // server is to be asked to watch.
 func (l *Link) resolve(ctx context.Context, s *Session, tried []*item) ([]*item, error) {
-	var describe, found []*item
 	var nodes []NodeID
-	var descriptions []Description
+	var describe []*item
+	descriptions := map[*item]Description{}
 	for _, it := range tried {
 		node, err := it.Ref.Resolve(s.namespaces)
 		switch {
@@ -224,8 +224,7 @@ func (l *Link) resolve(ctx context.Context, s *Session, tried []*item) ([]*item,
 			nodes = append(nodes, node)
 			continue
 		}
-		found = append(found, it)
-		descriptions = append(descriptions, Description{Node: node})
+		descriptions[it] = Description{Node: node}
 	}
 	list, errs, err := s.describe(ctx, nodes)
 	if err != nil {
@@ -236,13 +235,16 @@ func (l *Link) resolve(ctx context.Context, s *Session, tried []*item) ([]*item,
 			it.fail(errs[i])
 			continue
 		}
-		found = append(found, it)
-		descriptions = append(descriptions, list[i])
+		descriptions[it] = list[i]
 	}
 	var todo []*item
-	for i, it := range found {
+	for _, it := range tried { // in their own order: the first one has the right to a topic
+		d, found := descriptions[it]
+		if !found {
+			continue
+		}
 		if !it.ready {
-			if err := l.o.Sink.Resolve(it.index, descriptions[i]); err != nil {
+			if err := l.o.Sink.Resolve(it.index, d); err != nil {
 				it.fail(err)
 				continue
 			}
