@@ -26,7 +26,9 @@ func TestServerRestartsWithHalfOfItsNodes(t *testing.T) {
 	peer.o.Present, peer.o.Pad, peer.o.Start = &half, 3, 1000
 	peer.start()
 	peer.do("run")
-	took := until(t, 15*time.Second, "the nodes that are there flow", func() bool { return bus.highest("count/0") > 1000 && bus.highest(fmt.Sprintf("count/%d", half-1)) > 1000 })
+	took := until(t, 15*time.Second, "the nodes that are there flow", func() bool {
+		return bus.highest("count/0") > 1000 && bus.highest(fmt.Sprintf("count/%d", half-1)) > 1000
+	})
 	t.Logf("the nodes that are there flow %s after the server listens", took.Round(10*time.Millisecond))
 	if s := b.link.Stats(); s.Watched != half || s.Failed != n-half {
 		t.Errorf("%d nodes watched and %d failed, want %d and %d", s.Watched, s.Failed, half, n-half)
@@ -35,7 +37,9 @@ func TestServerRestartsWithHalfOfItsNodes(t *testing.T) {
 		t.Errorf("a node that is not there has the value %d", v)
 	}
 	peer.do("add", "to", n)
-	took = until(t, 12*time.Second, "the others return", func() bool { return bus.highest(fmt.Sprintf("count/%d", n-1)) > 1000 && bus.highest(fmt.Sprintf("count/%d", half)) > 1000 })
+	took = until(t, 12*time.Second, "the others return", func() bool {
+		return bus.highest(fmt.Sprintf("count/%d", n-1)) > 1000 && bus.highest(fmt.Sprintf("count/%d", half)) > 1000
+	})
 	t.Logf("the others return %s after they are there again", took.Round(100*time.Millisecond))
 	if took > 10*time.Second {
 		t.Errorf("the missing nodes returned after %s, more than 10 s", took)

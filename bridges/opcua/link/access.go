@@ -73,7 +73,7 @@ func (s *Session) readBatch(ctx context.Context, what []Attribute) ([]DataValue,
 	for i, a := range what {
 		req.NodesToRead[i] = &ua.ReadValueID{NodeID: a.Node.ua(), AttributeID: a.Attribute, DataEncoding: &ua.QualifiedName{}}
 	}
-	var p readResponse
+	var p valuesResponse
 	if err := s.call(ctx, req, &p); err != nil {
 		return nil, err
 	}

@@ -20,7 +20,10 @@ func decodeResponse(body []byte, into response) (err error) {
 			err = fmt.Errorf("decode %T: %v", into, p)
 		}
 	}()
-	r := &reader{b: body}
+	return readResponse(&reader{b: body}, into)
+}
+
+func readResponse(r *reader, into response) error {
 	typ := r.nodeID()
 	r.u64() // timestamp
 	r.u32() // request handle
@@ -290,10 +293,10 @@ func (p *transferResponse) decode(r *reader) {
 	})
 }
 
-type readResponse struct{ results []DataValue }
+type valuesResponse struct{ results []DataValue }
 
-func (*readResponse) encodingID() uint32 { return id.ReadResponse_Encoding_DefaultBinary }
-func (p *readResponse) decode(r *reader) { p.results = list(r, 1, (*reader).dataValue) }
+func (*valuesResponse) encodingID() uint32 { return id.ReadResponse_Encoding_DefaultBinary }
+func (p *valuesResponse) decode(r *reader) { p.results = list(r, 1, (*reader).dataValue) }
 
 // Reference is one reference from a node to another.
 type Reference struct {
