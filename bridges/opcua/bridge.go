@@ -28,6 +28,8 @@ type Options struct {
 	Log       *slog.Logger
 	// Metrics may be nil. Several bridges share one.
 	Metrics prometheus.Registerer
+	// TokenLifetime is how long the keys of a secure channel are used before they are renewed. 0: an hour.
+	TokenLifetime time.Duration
 	// OnStatus is told of every change. It must not block. nil: nobody is.
 	OnStatus func(bridges.Status)
 }
@@ -90,7 +92,7 @@ func New(name string, c config.OPCUA, o Options) (*Bridge, error) {
 		}
 		lo.State = filepath.Join(o.Dir, name+".session")
 	}
-	lo.Sink, lo.Log, lo.OnChange = b, b.log, b.changed
+	lo.Sink, lo.Log, lo.OnChange, lo.TokenLifetime = b, b.log, b.changed, o.TokenLifetime
 	if b.link, err = link.New(lo); err != nil {
 		return nil, err
 	}

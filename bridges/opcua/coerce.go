@@ -25,7 +25,7 @@ const maxWriteBytes = 1 << 20
 // A value is never rounded into an integer, cut to a range or read as something else. Errors do not repeat the payload,
 // because they are logged.
 func coerce(payload []byte, t link.NodeType) (*ua.Variant, error) {
-	if t.Rank >= 1 {
+	if t.Rank >= 0 { // 0: one dimension or more
 		return nil, errors.New("the node holds an array; only single values are written")
 	}
 	if len(payload) > maxWriteBytes {

@@ -49,18 +49,22 @@ type running struct {
 }
 
 // runBridge runs a bridge until stop is called or the test ends.
-func runBridge(t *testing.T, c config.OPCUA, bus *fakeBus, dir string) *running {
+func runBridge(t testing.TB, c config.OPCUA, bus *fakeBus, dir string, more ...func(*Options)) *running {
 	t.Helper()
 	r := &running{}
 	log := slog.New(slog.DiscardHandler)
 	if testing.Verbose() {
 		log = slog.New(slog.NewTextHandler(t.Output(), nil))
 	}
-	b, err := New("press1", c, Options{Bus: bus, Dir: dir, GatewayID: "gw", Log: log, OnStatus: func(s bridges.Status) {
+	o := Options{Bus: bus, Dir: dir, GatewayID: "gw", Log: log, OnStatus: func(s bridges.Status) {
 		r.mu.Lock()
 		defer r.mu.Unlock()
 		r.states = append(r.states, s)
-	}})
+	}}
+	for _, f := range more {
+		f(&o)
+	}
+	b, err := New("press1", c, o)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -84,7 +88,7 @@ func runBridge(t *testing.T, c config.OPCUA, bus *fakeBus, dir string) *running 
 }
 
 // until waits for a condition.
-func until(t *testing.T, timeout time.Duration, what string, ok func() bool) time.Duration {
+func until(t testing.TB, timeout time.Duration, what string, ok func() bool) time.Duration {
 	t.Helper()
 	started := time.Now()
 	for !ok() {
@@ -180,5 +184,26 @@ func TestNothingIsLostOverFaults(t *testing.T) {
 	// The values since the last acknowledgement may come twice, not more.
 	if got.repeated > 20*counterNodes {
 		t.Errorf("%d values came more than once", got.repeated)
+	}
+}
+
+// TestKeysAreRenewed: under encryption, with keys that last for seconds.
+func TestKeysAreRenewed(t *testing.T) {
+	const n = 20
+	peer := startPeer(t, peerOptions{Counters: n, Interval: 100})
+	bus, dir := newBus(), t.TempDir()
+	c := counterConfig(peer.url(), n)
+	c.Security = "Aes128_Sha256_RsaOaep/SignAndEncrypt"
+	_, _ = Read(t.Context(), Target{Name: "press1", Config: c, Dir: dir, GatewayID: "gw"}, "i=2258")
+	if _, err := Trust(dir, "press1"); err != nil {
+		t.Fatal(err)
+	}
+	b := runBridge(t, c, bus, dir, func(o *Options) { o.TokenLifetime = 2 * time.Second })
+	until(t, 20*time.Second, "connected", func() bool { return b.Status().Up })
+	peer.do("run")
+	time.Sleep(8 * time.Second)
+	got := settle(t, bus, peer.do("stop").Count, n)
+	if s := b.link.Stats(); s.Connects["created"] != 1 || s.Connects["reactivated"] != 0 || got.lost != 0 {
+		t.Errorf("%+v; %+v", got, s)
 	}
 }

@@ -56,7 +56,7 @@ type peerOptions struct {
 
 // peer is a node-opcua server in a process of its own.
 type peer struct {
-	t      *testing.T
+	t      testing.TB
 	o      peerOptions
 	cmd    *exec.Cmd
 	in     io.WriteCloser
@@ -94,7 +94,7 @@ func TestMain(m *testing.M) {
 }
 
 // startPeer starts a server and waits until it listens. The test fails where it cannot be started.
-func startPeer(t *testing.T, o peerOptions) *peer {
+func startPeer(t testing.TB, o peerOptions) *peer {
 	t.Helper()
 	if err := installPeer(); err != nil {
 		t.Fatalf("the tests need node and npm: %v", err)
@@ -110,7 +110,7 @@ func startPeer(t *testing.T, o peerOptions) *peer {
 	return p
 }
 
-func freePort(t *testing.T) int {
+func freePort(t testing.TB) int {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

@@ -2,7 +2,6 @@ package opcua
 
 import (
 	"fmt"
-	"io"
 	"net"
 	"sync"
 	"testing"
@@ -19,7 +18,6 @@ type proxy struct {
 	cond   *sync.Cond
 	silent bool          // nothing passes, nothing is closed
 	delay  time.Duration // of every piece
-	refuse bool          // new connections are closed at once
 	conns  map[net.Conn]bool
 	parts  sync.WaitGroup
 }
@@ -57,12 +55,6 @@ func (p *proxy) accept() {
 func (p *proxy) serve(c net.Conn) {
 	defer c.Close()
 	p.wait()
-	p.mu.Lock()
-	refuse := p.refuse
-	p.mu.Unlock()
-	if refuse {
-		return
-	}
 	s, err := net.Dial("tcp", p.target)
 	if err != nil {
 		return
@@ -95,9 +87,6 @@ func (p *proxy) copy(to, from net.Conn) {
 			}
 		}
 		if err != nil {
-			if err != io.EOF {
-				return
-			}
 			return
 		}
 	}
@@ -124,12 +113,6 @@ func (p *proxy) slow(d time.Duration) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.delay = d
-}
-
-func (p *proxy) refuseAll(on bool) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.refuse = on
 }
 
 // cut resets every connection.

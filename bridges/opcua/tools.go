@@ -245,6 +245,50 @@ func Write(ctx context.Context, t Target, id string, payload []byte) error {
 	return nil
 }
 
+// Watch shows the values of nodes, and each change of them, until ctx ends. A server that cannot be reached at first is an
+// error; one that is lost later is waited for.
+func Watch(ctx context.Context, t Target, ids []string, show func(Reading)) error {
+	lo, err := linkOptions(t.Name, t.Config, t.Dir, t.GatewayID)
+	if err != nil {
+		return err
+	}
+	for _, id := range ids {
+		ref, err := link.ParseRef(id)
+		if err != nil {
+			return fmt.Errorf("opcua: %w", err)
+		}
+		lo.Items = append(lo.Items, link.Item{Ref: ref})
+	}
+	// What keeps a bridge from ever giving up would keep whoever watches from hearing that nobody is there.
+	s, err := t.connect(ctx)
+	if err != nil {
+		return err
+	}
+	s.Close(ctx)
+	lo.Name += " watch" // a session of its own, which is not kept
+	lo.Sink = &display{ids: ids, show: show}
+	l, err := link.New(lo)
+	if err != nil {
+		return err
+	}
+	return l.Run(ctx)
+}
+
+// display is the sink of Watch.
+type display struct {
+	ids  []string
+	show func(Reading)
+}
+
+func (*display) Resolve(int, link.Description) error { return nil }
+
+func (d *display) Take(_ context.Context, values []link.Value, done func(error)) {
+	for _, v := range values {
+		d.show(Reading{ID: d.ids[v.Item], Value: appendJSON(nil, v.DataValue), Type: typeName(v.Value.Type)})
+	}
+	done(nil)
+}
+
 // Accepted is a certificate that is trusted from now on.
 type Accepted struct {
 	File       string    `json:"file"`

@@ -136,10 +136,10 @@ func TestWrites(t *testing.T) {
 	c.Writes = append(c.Writes, config.OPCUAWrite{Topic: "cmd/Nope", ID: "nsu=urn:tidegate:test;s=Nope"})
 	b := runBridge(t, c, bus, t.TempDir())
 	until(t, 20*time.Second, "connected", func() bool { return b.Status().Up })
-	send := func(node, payload string) (error, string) {
+	send := func(node, payload string) (reply string, err error) {
 		t.Helper()
 		from := bus.count()
-		err := bus.deliver(message.Message{Topic: "cmd/" + node, Payload: []byte(payload), ResponseTopic: "reply/" + node, CorrelationData: []byte("c1")})
+		err = bus.deliver(message.Message{Topic: "cmd/" + node, Payload: []byte(payload), ResponseTopic: "reply/" + node, CorrelationData: []byte("c1")})
 		if bus.count() != from+1 {
 			t.Fatalf("%s: %d replies", node, bus.count()-from)
 		}
@@ -148,11 +148,11 @@ func TestWrites(t *testing.T) {
 		if string(r.CorrelationData) != "c1" || r.ContentType != "application/json" {
 			t.Errorf("%s: the reply is %+v", node, r)
 		}
-		return err, string(r.Payload)
+		return string(r.Payload), err
 	}
 	for _, w := range writeCases {
 		before := peer.do("get", "name", w.node)
-		err, reply := send(w.node, w.payload)
+		reply, err := send(w.node, w.payload)
 		after := peer.do("get", "name", w.node)
 		if w.err != "" {
 			if err == nil || !strings.Contains(err.Error(), w.err) || !strings.HasPrefix(reply, `{"ok":false,"error":"`) {
@@ -173,7 +173,7 @@ func TestWrites(t *testing.T) {
 			t.Errorf("%s <- %s: the server holds %q, want %q", w.node, w.payload, after.Value, w.want)
 		}
 	}
-	if err, reply := send("Nope", "1"); err == nil || !strings.Contains(reply, "BadNodeIdUnknown") {
+	if reply, err := send("Nope", "1"); err == nil || !strings.Contains(reply, "BadNodeIdUnknown") {
 		t.Errorf("an unknown node: %v, %s", err, reply)
 	}
 
@@ -188,7 +188,7 @@ func TestWrites(t *testing.T) {
 	peer.kill()
 	until(t, 6*time.Second, "the end of the server is noticed", func() bool { return !b.Status().Up })
 	started := time.Now()
-	err, reply := send("Double", "7")
+	reply, err := send("Double", "7")
 	if err == nil || !strings.Contains(reply, "not connected") || time.Since(started) > time.Second {
 		t.Errorf("a write without a server: %v, %s, after %s", err, reply, time.Since(started))
 	}
@@ -197,7 +197,7 @@ func TestWrites(t *testing.T) {
 	if got := peer.do("get", "name", "Double").Value; got != "0.1" {
 		t.Errorf("a stale command ran later: the node holds %s", got)
 	}
-	if err, reply := send("Double", "8"); err != nil {
+	if reply, err := send("Double", "8"); err != nil {
 		t.Errorf("a write after the server is back: %v, %s", err, reply)
 	}
 }

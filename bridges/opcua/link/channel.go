@@ -25,7 +25,8 @@ const (
 	leastBufferBytes = 8192
 	// writeTimeout bounds one write: a peer that takes nothing for so long is dead.
 	writeTimeout = 5 * time.Second
-	// tokenLifetime is what we ask for; keys are renewed when three quarters of what the server grants are over.
+	// tokenLifetime is what we ask for where nothing else is said; keys are renewed when three quarters of what the server
+	// grants are over.
 	tokenLifetime = time.Hour
 )
 
@@ -37,6 +38,7 @@ type protection struct {
 	key       *rsa.PrivateKey
 	remote    []byte // leaf certificate of the server, DER: the one that was found trustworthy
 	remoteKey *rsa.PublicKey
+	lifetime  time.Duration // of keys; 0: tokenLifetime
 }
 
 func (p protection) none() bool { return p.mode == ua.MessageSecurityModeNone }
@@ -151,7 +153,7 @@ func (c *channel) hello(endpoint string) error {
 		return err
 	}
 	if kind := string(frame[:4]); kind != "ACKF" {
-		return fmt.Errorf("the peer answers %q: it speaks no OPC UA", kind)
+		return fmt.Errorf("the server answers a hello by %q", kind)
 	}
 	r := &reader{b: frame[8:]}
 	r.u32() // version: there is one
@@ -169,6 +171,11 @@ func (c *channel) frame() ([]byte, error) {
 	head, err := c.in.Peek(8)
 	if err != nil {
 		return nil, err
+	}
+	switch string(head[:3]) {
+	case "ACK", "ERR", "OPN", "MSG", "CLO":
+	default:
+		return nil, fmt.Errorf("the peer says %q: it speaks no OPC UA", head)
 	}
 	size := binary.LittleEndian.Uint32(head[4:])
 	if size < 8 || size > bufferBytes {
@@ -378,6 +385,10 @@ func (c *channel) open(ctx context.Context, kind ua.SecurityTokenRequestType) er
 	if err != nil {
 		return err
 	}
+	wanted := c.lifetime
+	if wanted <= 0 {
+		wanted = tokenLifetime
+	}
 	o := &opening{nonce: nonce, answer: make(chan error, 1)}
 	c.mu.Lock()
 	if c.err != nil {
@@ -389,7 +400,7 @@ func (c *channel) open(ctx context.Context, kind ua.SecurityTokenRequestType) er
 	c.opening = o
 	c.mu.Unlock()
 	req := &ua.OpenSecureChannelRequest{
-		RequestType: kind, SecurityMode: c.mode, ClientNonce: nonce, RequestedLifetime: uint32(tokenLifetime / time.Millisecond),
+		RequestType: kind, SecurityMode: c.mode, ClientNonce: nonce, RequestedLifetime: uint32(wanted / time.Millisecond),
 	}
 	if err := c.write("OPN", req, o.request, NodeID{}, writeTimeout); err != nil {
 		return c.reason(err)

@@ -29,7 +29,6 @@ type fakeServer struct {
 	queue      [][]*ua.MonitoredItemNotification
 	publishes  []pendingPublish
 	acked      []uint32
-	asked      []string // requests, by type
 	nextID     uint32
 	namespaces []string
 	unknown    map[string]bool // nodes that are not there

@@ -31,6 +31,8 @@ type Options struct {
 	// Publishing is how often the server shall send what has gathered, Sampling how often it shall look at a node (0: as
 	// fast as it can), and Budget for how long it shall keep values while we are away.
 	Publishing, Sampling, Budget time.Duration
+	// TokenLifetime is how long the keys of a channel shall be used before they are renewed. 0: an hour.
+	TokenLifetime time.Duration
 	// State is a file in which the session outlives this process, so that the next one gets what the server keeps
 	// meanwhile; it holds the session's token. Empty: a session ends with the link.
 	State string
@@ -110,6 +112,9 @@ func New(o Options) (*Link, error) {
 	if o.PKI == nil && (o.Security.Mode != ua.MessageSecurityModeNone || o.User != "") {
 		return nil, fmt.Errorf("opcua: %s: security %s with user %q needs a folder of certificates", o.Name, o.Security, o.User)
 	}
+	if o.TokenLifetime <= 0 {
+		o.TokenLifetime = tokenLifetime
+	}
 	if o.dial == nil {
 		o.dial = dialTCP
 	}
@@ -184,7 +189,9 @@ func (l *Link) Run(ctx context.Context) error {
 			return nil
 		}
 		if errors.Is(err, errUsed) {
-			failures, last = 0, ""
+			if last = ""; time.Since(started) >= l.pace.stable {
+				failures = 0
+			}
 			l.log.Warn("lost the OPC UA server", "endpoint", l.o.Endpoint, "error", err, "after", time.Since(started).Round(time.Millisecond))
 		} else if text := err.Error(); text != last {
 			last = text // the same again says nothing new
@@ -208,13 +215,14 @@ func (l *Link) change(up bool, err error) {
 // once makes one connection and lives with it until it ends.
 func (l *Link) once(ctx context.Context) error {
 	attempt, cancel := context.WithTimeoutCause(ctx, connectTimeout, fmt.Errorf("%w within %s", errNoAnswer, connectTimeout))
-	defer cancel()
 	c, e, err := l.connect(attempt)
+	cancel()
 	if err != nil {
 		return err
 	}
 	defer c.close()
-	s, rung, err := l.establish(attempt, c, e)
+	// From here on each request has a time of its own: a hundred thousand nodes take many of them.
+	s, rung, err := l.establish(ctx, c, e)
 	if err != nil {
 		return fmt.Errorf("connect to %s: %w", l.o.Endpoint, c.reason(err))
 	}

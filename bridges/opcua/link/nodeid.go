@@ -188,9 +188,6 @@ func ParseGUID(text string) (GUID, error) {
 	return g, nil
 }
 
-// ua converts g into the type that requests are made of.
-func (g GUID) ua() *ua.GUID { return ua.NewGUID(g.String()) }
-
 // MarshalText and UnmarshalText use the form of String, which keeps the bytes of opaque identifiers.
 func (n NodeID) MarshalText() ([]byte, error) { return []byte(n.String()), nil }
 

@@ -19,6 +19,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode"
 )
 
 // Files and folders below the folder of a PKI.
@@ -267,11 +268,11 @@ func (p *PKI) verify(name, host string, der []byte) (*x509.Certificate, error) {
 	key, ok := leaf.PublicKey.(*rsa.PublicKey)
 	if !ok {
 		return nil, fmt.Errorf("the certificate of the server (%s) has a key of the kind %s; the security policies need RSA",
-			leaf.Subject, leaf.PublicKeyAlgorithm)
+			subject(leaf), leaf.PublicKeyAlgorithm)
 	}
 	if bits := key.N.BitLen(); bits < 2048 || bits > 4096 {
 		return nil, fmt.Errorf("the certificate of the server (%s) has a key of %d bits; the security policies need 2048 to 4096",
-			leaf.Subject, bits)
+			subject(leaf), bits)
 	}
 	trusted, err := p.trusted()
 	if err != nil {
@@ -284,7 +285,7 @@ func (p *PKI) verify(name, host string, der []byte) (*x509.Certificate, error) {
 	}
 	if now := time.Now(); now.Before(leaf.NotBefore) || now.After(leaf.NotAfter) {
 		return nil, fmt.Errorf("the certificate of the server (%s) is valid from %s to %s, and it is %s here: renew it, or set the clock",
-			leaf.Subject, day(leaf.NotBefore), day(leaf.NotAfter), day(now))
+			subject(leaf), day(leaf.NotBefore), day(leaf.NotAfter), day(now))
 	}
 	return leaf, nil
 }
@@ -352,7 +353,7 @@ func (p *PKI) trusted() ([]*x509.Certificate, error) {
 func (p *PKI) reject(name string, leaf *x509.Certificate, why error) error {
 	print := hex.EncodeToString(thumbprint(leaf.Raw))
 	file := filepath.Join(p.dir, rejectedFolder, name+"-"+print+".der")
-	e := &UntrustedError{Name: name, Subject: leaf.Subject.String(), Thumbprint: print, File: file}
+	e := &UntrustedError{Name: name, Subject: subject(leaf), Thumbprint: print, File: file}
 	if _, err := os.Stat(file); err != nil {
 		if list, err := p.rejected(name); err != nil || len(list) >= maxRejected {
 			return fmt.Errorf("%w (not kept: there are %d rejected ones of it already)", e, len(list))
@@ -365,6 +366,20 @@ func (p *PKI) reject(name string, leaf *x509.Certificate, why error) error {
 		return fmt.Errorf("%w (by the trusted CAs: %w)", e, why)
 	}
 	return e
+}
+
+// subject is who a certificate says it is of, without what could do something to a terminal: strangers write it.
+func subject(c *x509.Certificate) string {
+	text := strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) {
+			return '?'
+		}
+		return r
+	}, c.Subject.String())
+	if len(text) > 200 {
+		return strings.ToValidUTF8(text[:200], "") + "…"
+	}
+	return text
 }
 
 // rejected lists the files of the certificates refused for a connection.
@@ -422,7 +437,7 @@ func Trust(dir, name string) (Accepted, error) {
 	if err := os.Rename(list[0], to); err != nil {
 		return Accepted{}, fmt.Errorf("opcua: trust %s: %w", list[0], err)
 	}
-	return Accepted{File: to, Subject: leaf.Subject.String(), Thumbprint: hex.EncodeToString(thumbprint(leaf.Raw)), Expires: leaf.NotAfter}, nil
+	return Accepted{File: to, Subject: subject(leaf), Thumbprint: hex.EncodeToString(thumbprint(leaf.Raw)), Expires: leaf.NotAfter}, nil
 }
 
 func (p *PKI) byThumbprint(beginning string) ([]string, error) {

@@ -54,6 +54,7 @@ type openResponse struct {
 }
 
 func (*openResponse) encodingID() uint32 { return id.OpenSecureChannelResponse_Encoding_DefaultBinary }
+
 func (p *openResponse) decode(r *reader) {
 	r.u32() // protocol version
 	p.channel, p.token = r.u32(), r.u32()
@@ -125,6 +126,7 @@ type createSessionResponse struct {
 func (*createSessionResponse) encodingID() uint32 {
 	return id.CreateSessionResponse_Encoding_DefaultBinary
 }
+
 func (p *createSessionResponse) decode(r *reader) {
 	r.nodeID() // session: only diagnostics use it
 	p.token = r.nodeID()

@@ -14,10 +14,11 @@ import (
 )
 
 const (
-	// connectTimeout bounds one attempt, from the name look-up to the last monitored item's batch before it.
+	// connectTimeout bounds one attempt, from the name look-up to the open channel.
 	connectTimeout = 15 * time.Second
-	// requestTimeout bounds an ordinary request.
+	// requestTimeout bounds an ordinary request, and itemsTimeout one for up to mostPerCall monitored items.
 	requestTimeout = 5 * time.Second
+	itemsTimeout   = 20 * time.Second
 )
 
 // Session is an activated session on an open channel.
@@ -54,6 +55,7 @@ func (l *Link) connect(ctx context.Context) (*channel, Endpoint, error) {
 		return nil, Endpoint{}, fmt.Errorf("connect to %s: %w", l.o.Endpoint, err)
 	}
 	e.URL = reachable(e.URL, l.o.Endpoint)
+	p.lifetime = l.o.TokenLifetime
 	c, err := dialChannel(ctx, l.o.dial, e.URL, p)
 	return c, e, err
 }
@@ -212,7 +214,12 @@ func (s *Session) learn(ctx context.Context) error {
 
 // call sends a request of this session.
 func (s *Session) call(ctx context.Context, req ua.Request, into response) error {
-	return s.c.call(ctx, req, s.token, requestTimeout, into)
+	timeout := requestTimeout
+	switch req.(type) {
+	case *ua.CreateMonitoredItemsRequest, *ua.ModifyMonitoredItemsRequest, *ua.DeleteMonitoredItemsRequest:
+		timeout = itemsTimeout
+	}
+	return s.c.call(ctx, req, s.token, timeout, into)
 }
 
 // Namespaces are the namespace URIs of the server by their index.

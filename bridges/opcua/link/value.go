@@ -317,3 +317,9 @@ func (r *reader) nestedVariant() (v Variant) {
 	r.nested(func() { v = r.variant() })
 	return v
 }
+
+// DecodeValue reads one data value in OPC UA Binary.
+func DecodeValue(data []byte) (DataValue, error) {
+	r := &reader{b: data}
+	return r.dataValue(), r.err
+}
