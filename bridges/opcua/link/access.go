@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync/atomic"
 
 	"github.com/gopcua/opcua/id"
 	"github.com/gopcua/opcua/ua"
@@ -37,17 +38,30 @@ func tooMuch(err error) bool {
 	}
 }
 
-// inBatches calls do for parts of n things, as many at a time as *limit allows. Where a part is too much for the server,
-// it is halved and *limit with it, so that the next call, or the next connection, begins with what works.
-func (s *Session) inBatches(n int, limit *int, do func(from, to int) error) error {
-	if *limit <= 0 || *limit > mostPerCall {
-		*limit = mostPerCall
+// limits are how many things the server takes in one call; 0: not known. Calls of several goroutines share them.
+type limits struct{ read, browse, items atomic.Int64 }
+
+// tighten lowers the limits in l to those in with.
+func (l *limits) tighten(with *limits) {
+	for _, p := range [][2]*atomic.Int64{{&l.read, &with.read}, {&l.browse, &with.browse}, {&l.items, &with.items}} {
+		if n := p[1].Load(); n > 0 && (p[0].Load() == 0 || n < p[0].Load()) {
+			p[0].Store(n)
+		}
 	}
+}
+
+// inBatches calls do for parts of n things, as many at a time as limit allows. Where a part is too much for the server,
+// it is halved and limit with it, so that the next call, or the next connection, begins with what works.
+func (s *Session) inBatches(n int, limit *atomic.Int64, do func(from, to int) error) error {
 	for from := 0; from < n; {
-		to := min(n, from+*limit)
+		most := mostPerCall
+		if known := limit.Load(); known > 0 && known < mostPerCall {
+			most = int(known)
+		}
+		to := min(n, from+most)
 		err := do(from, to)
 		if tooMuch(err) && to-from > 1 {
-			*limit = (to - from) / 2
+			limit.Store(int64(to-from) / 2)
 			if s.c.reason(nil) == nil {
 				continue
 			}

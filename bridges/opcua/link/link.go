@@ -88,12 +88,13 @@ type Link struct {
 	// What follows belongs to the goroutine of Run.
 	session  *credentials
 	sub      *subscription
-	limits   limits // found out the hard way on earlier connections
+	limits   limits // found out the hard way on earlier connections; of items alone
 	handles  uint32 // given to items so far
 	byHandle map[uint32]*item
 	orphans  []uint32 // monitored items that are to be deleted
 	retryAt  time.Time
 	pending  bool // an item is to be tried again at retryAt
+	setbacks int
 	outdated bool // sub was made for other terms than the configuration has now
 	saved    []byte
 
@@ -134,7 +135,7 @@ type pace struct {
 }
 
 func defaultPace() pace {
-	return pace{base: 200 * time.Millisecond, limit: 10 * time.Second, lasting: 5 * time.Second, stable: 10 * time.Second}
+	return pace{base: 200 * time.Millisecond, limit: 3 * time.Second, lasting: 5 * time.Second, stable: 10 * time.Second}
 }
 
 func (p pace) wait(failures int, err error) time.Duration {
@@ -168,6 +169,9 @@ func lasting(err error) bool {
 	}
 }
 
+// mostSetbacks is how often the old session is tried before it is given up.
+const mostSetbacks = 5
+
 // errUsed is wrapped by the error of a connection that had come to be of use.
 var errUsed = errors.New("connection lost")
 
@@ -190,7 +194,7 @@ func (l *Link) Run(ctx context.Context) error {
 		}
 		if errors.Is(err, errUsed) {
 			if last = ""; time.Since(started) >= l.pace.stable {
-				failures = 0
+				failures, l.setbacks = 0, 0
 			}
 			l.log.Warn("lost the OPC UA server", "endpoint", l.o.Endpoint, "error", err, "after", time.Since(started).Round(time.Millisecond))
 		} else if text := err.Error(); text != last {
@@ -222,16 +226,29 @@ func (l *Link) once(ctx context.Context) error {
 	}
 	defer c.close()
 	// From here on each request has a time of its own: a hundred thousand nodes take many of them.
+	defer l.use(nil)
 	s, rung, err := l.establish(ctx, c, e)
 	if err != nil {
+		l.setback()
 		return fmt.Errorf("connect to %s: %w", l.o.Endpoint, c.reason(err))
 	}
-	l.use(s)
-	defer l.use(nil)
 	l.stats.connected(rung)
 	l.log.Info("connected to the OPC UA server", "endpoint", l.o.Endpoint, "security", Security{c.policy, c.mode}, "session", rung)
 	l.change(true, nil)
 	return l.serve(ctx, s)
+}
+
+// setback counts attempts that failed on an open channel, at the old session or subscription. Something in them may be what
+// fails, each time: after mostSetbacks the next attempt begins all anew.
+func (l *Link) setback() {
+	if l.setbacks++; l.setbacks < mostSetbacks || l.session == nil && l.sub == nil {
+		return
+	}
+	l.log.Warn("giving the old OPC UA session up: it cannot be taken back", "attempts", l.setbacks)
+	l.setbacks, l.session = 0, nil
+	if l.sub != nil {
+		l.forgetSubscription()
+	}
 }
 
 func (l *Link) use(s *Session) {
@@ -290,7 +307,8 @@ func (l *Link) establish(ctx context.Context, c *channel, e Endpoint) (*Session,
 	if err := s.learn(ctx); err != nil {
 		return nil, "", err
 	}
-	s.limits.tighten(l.limits)
+	s.limits.tighten(&l.limits)
+	l.use(s) // it can write and read, however long the subscription takes
 	if transfer {
 		if l.transfer(ctx, s) {
 			rung = rungTransferred
@@ -299,23 +317,12 @@ func (l *Link) establish(ctx context.Context, c *channel, e Endpoint) (*Session,
 		}
 	}
 	if err := l.subscribe(ctx, s); err != nil {
-		l.limits.tighten(s.limits)
-		l.save(s)
+		l.limits.tighten(&s.limits)
+		l.save()
 		return nil, "", err
 	}
-	l.save(s)
+	l.save()
 	return s, rung, nil
-}
-
-func (a *limits) tighten(b limits) {
-	for _, p := range []struct {
-		to   *int
-		with int
-	}{{&a.read, b.read}, {&a.write, b.write}, {&a.browse, b.browse}, {&a.items, b.items}} {
-		if p.with > 0 && (*p.to == 0 || p.with < *p.to) {
-			*p.to = p.with
-		}
-	}
 }
 
 // sleep waits; false means that ctx ended first.

@@ -5,7 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
-	"math"
+	"sync/atomic"
 	"time"
 
 	"github.com/gopcua/opcua/id"
@@ -29,9 +29,6 @@ type Session struct {
 	namespaces []string
 	limits     limits
 }
-
-// limits are what the server takes in one call; 0: it does not say.
-type limits struct{ read, write, browse, items int }
 
 // credentials are what is needed to go on with a session on another channel.
 type credentials struct {
@@ -187,7 +184,6 @@ func (s *Session) learn(ctx context.Context) error {
 	vars := []uint32{
 		id.Server_NamespaceArray,
 		id.Server_ServerCapabilities_OperationLimits_MaxNodesPerRead,
-		id.Server_ServerCapabilities_OperationLimits_MaxNodesPerWrite,
 		id.Server_ServerCapabilities_OperationLimits_MaxNodesPerBrowse,
 		id.Server_ServerCapabilities_OperationLimits_MaxMonitoredItemsPerCall,
 	}
@@ -204,9 +200,9 @@ func (s *Session) learn(ctx context.Context) error {
 		return fmt.Errorf("read the server's namespaces: %s", values[0].Status)
 	}
 	s.namespaces = names
-	for i, to := range []*int{&s.limits.read, &s.limits.write, &s.limits.browse, &s.limits.items} {
+	for i, to := range []*atomic.Int64{&s.limits.read, &s.limits.browse, &s.limits.items} {
 		if n, ok := values[i+1].Value.Value.(uint32); ok && !values[i+1].Status.IsBad() {
-			*to = int(min(n, math.MaxInt32))
+			to.Store(int64(n))
 		}
 	}
 	return nil

@@ -45,7 +45,7 @@ func (it *item) key() string {
 
 // save writes the state, if it changed. That it cannot be written costs something only at the next start, so it is no
 // reason to stop.
-func (l *Link) save(s *Session) {
+func (l *Link) save() {
 	if l.o.State == "" {
 		return
 	}
