@@ -83,6 +83,13 @@ type peerEvent struct {
 var peerDir string
 
 func TestMain(m *testing.M) {
+	if text := os.Getenv(childEnv); text != "" {
+		if err := runChild(text); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
 	var err error
 	if peerDir, err = os.MkdirTemp("", "tidegate-opcua"); err != nil {
 		fmt.Fprintln(os.Stderr, err)
