@@ -136,7 +136,7 @@ func dialChannel(ctx context.Context, dial dialer, endpoint string, p protection
 func (c *channel) frame() ([]byte, error) {
 	head, err := c.in.Peek(8)
 	if err != nil {
-		return nil, err
+		return nil, plain(err)
 	}
 	switch string(head[:3]) {
 	case "ACK", "ERR", "OPN", "MSG", "CLO":
@@ -149,7 +149,7 @@ func (c *channel) frame() ([]byte, error) {
 	}
 	frame := make([]byte, size)
 	if _, err := io.ReadFull(c.in, frame); err != nil {
-		return nil, err
+		return nil, plain(err)
 	}
 	c.heard.Store(int64(time.Since(c.born)))
 	if string(frame[:3]) == "ERR" {
@@ -158,6 +158,20 @@ func (c *channel) frame() ([]byte, error) {
 		return nil, &peerError{code, text}
 	}
 	return frame, nil
+}
+
+// plain leaves the addresses of a network error out: one's own port is another one each time, and the same failure would
+// look like news.
+func plain(err error) error {
+	var op *net.OpError
+	switch {
+	case errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF):
+		return errors.New("the server closed the connection")
+	case errors.As(err, &op):
+		return op.Err
+	default:
+		return err
+	}
 }
 
 // peerError is an error by which the server ends the connection.
@@ -291,9 +305,6 @@ func (c *channel) receive() {
 	for {
 		frame, err := c.frame()
 		if err != nil {
-			if errors.Is(err, io.EOF) {
-				err = errors.New("the server closed the connection")
-			}
 			c.fail(err)
 			return
 		}

@@ -119,7 +119,7 @@ func (c *channel) write(kind string, req ua.Request, request uint32, token NodeI
 			return err
 		}
 		if _, err := c.conn.Write(frame); err != nil {
-			return err
+			return plain(err)
 		}
 	}
 	return nil

@@ -185,7 +185,7 @@ func (l *Link) Run(ctx context.Context) error {
 		stopDelivering()
 		parts.Wait()
 	}()
-	failures, last := 0, ""
+	failures, said := 0, map[string]bool{}
 	for ctx.Err() == nil {
 		started := time.Now()
 		err := l.once(ctx)
@@ -193,12 +193,13 @@ func (l *Link) Run(ctx context.Context) error {
 			return nil
 		}
 		if errors.Is(err, errUsed) {
-			if last = ""; time.Since(started) >= l.pace.stable {
+			clear(said)
+			if time.Since(started) >= l.pace.stable {
 				failures, l.setbacks = 0, 0
 			}
 			l.log.Warn("lost the OPC UA server", "endpoint", l.o.Endpoint, "error", err, "after", time.Since(started).Round(time.Millisecond))
-		} else if text := err.Error(); text != last {
-			last = text // the same again says nothing new
+		} else if text := err.Error(); !said[text] && len(said) < 8 { // the same again says nothing new
+			said[text] = true
 			l.log.Warn("cannot reach the OPC UA server", "endpoint", l.o.Endpoint, "error", err)
 		}
 		l.change(false, err)

@@ -607,6 +607,29 @@ func TestAnOldSessionIsGivenUp(t *testing.T) {
 	})
 }
 
+// TestASubscriptionThatSleeps: a server takes the session back, but its subscription never answers again.
+func TestASubscriptionThatSleeps(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake(t)
+		w := newWorld(t, f, 1, nil)
+		defer w.stop()
+		f.mu.Lock()
+		asleep := f.sub
+		f.onRequest = func(req ua.Request) (ua.Response, error) {
+			if _, ok := req.(*ua.PublishRequest); ok && f.sub == asleep {
+				return nil, errors.New("no answer")
+			}
+			return nil, nil
+		}
+		f.mu.Unlock()
+		w.cut()
+		time.Sleep(30 * time.Second)
+		w.change(num(1, 1))
+		time.Sleep(time.Second)
+		w.want(t, "0=1")
+	})
+}
+
 func TestPace(t *testing.T) {
 	p := defaultPace()
 	for failures, most := range map[int]time.Duration{0: 200 * time.Millisecond, 1: 400 * time.Millisecond, 5: 3 * time.Second, 9: 3 * time.Second, 1000: 3 * time.Second} {

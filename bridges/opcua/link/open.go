@@ -27,7 +27,7 @@ func (c *channel) hello(endpoint string) error {
 	msg = append(msg, endpoint...)
 	binary.LittleEndian.PutUint32(msg[4:], uint32(len(msg)))
 	if _, err := c.conn.Write(msg); err != nil {
-		return err
+		return plain(err)
 	}
 	frame, err := c.frame()
 	if err != nil {

@@ -36,9 +36,10 @@ type pump struct {
 	l       *Link
 	s       *Session
 	results chan published
-	out     int // requests in the server's hands
-	want    int // as many as it takes
-	answers time.Time
+	out     int       // requests in the server's hands
+	want    int       // as many as it takes
+	answers time.Time // when the last one came, or the first was asked for
+	heard   bool      // one has come
 }
 
 // serve lives with a session until its connection ends, the server drops the subscription, or ctx ends.
@@ -84,7 +85,7 @@ func (p *pump) run(ctx context.Context) error {
 			return p.s.c.reason(nil)
 		case r := <-p.results:
 			p.out--
-			p.answers = time.Now()
+			p.answers, p.heard = time.Now(), true
 			if err := p.answered(ctx, r); err != nil {
 				return err
 			}
@@ -95,6 +96,8 @@ func (p *pump) run(ctx context.Context) error {
 			}
 			l.save()
 		case <-overdue:
+			// A server that took the session back and never answers has forgotten its subscription, without saying so.
+			l.outdated = l.outdated || !p.heard
 			return fmt.Errorf("%w to a publish request: not even a keep-alive", errNoAnswer)
 		}
 	}

@@ -125,8 +125,13 @@ func discover(ctx context.Context, dial dialer, endpoint string) ([]Endpoint, er
 
 func (c *channel) endpoints(ctx context.Context, endpoint string) ([]Endpoint, error) {
 	var p endpointsResponse
-	if err := c.call(ctx, &ua.GetEndpointsRequest{EndpointURL: endpoint}, NodeID{}, requestTimeout, &p); err != nil {
-		return nil, fmt.Errorf("ask %s for its endpoints: %w", endpoint, err)
+	for _, as := range []string{endpoint, ""} { // some servers know themselves by another name, and have none for this one
+		if err := c.call(ctx, &ua.GetEndpointsRequest{EndpointURL: as}, NodeID{}, requestTimeout, &p); err != nil {
+			return nil, fmt.Errorf("ask %s for its endpoints: %w", endpoint, err)
+		}
+		if len(p.endpoints) > 0 {
+			break
+		}
 	}
 	return p.endpoints, nil
 }
