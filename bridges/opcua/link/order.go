@@ -1,0 +1,198 @@
+package link
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/gopcua/opcua/ua"
+)
+
+// notified puts a notification message where it belongs: delivers it when its turn has come, and asks again for those
+// that should have come before.
+func (p *pump) notified(ctx context.Context, a *publishResponse) error {
+	l := p.l
+	if a.subscription != l.sub.ID {
+		return nil // of a subscription that is not ours any more
+	}
+	m := a.message
+	if l.sub.next == 0 {
+		if err := p.begin(ctx, a); err != nil {
+			return err
+		}
+	}
+	if err := p.order(ctx, m); err != nil {
+		return err
+	}
+	if m.ended != 0 {
+		l.log.Warn("the server ends the subscription", "status", m.ended)
+		l.forgetSubscription()
+		return errNoSubscription
+	}
+	return nil
+}
+
+// begin finds the sequence number to go on from, in a process that took over a subscription: that of the oldest
+// notification that was never acknowledged.
+func (p *pump) begin(ctx context.Context, a *publishResponse) error {
+	l := p.l
+	old := slices.DeleteFunc(slices.Clone(a.available), func(n uint32) bool { return !before(n, a.message.sequence) })
+	slices.SortFunc(old, func(x, y uint32) int { return int(int32(x - y)) })
+	l.sub.next = a.message.sequence
+	for _, n := range old {
+		m, err := p.s.republish(ctx, l.sub.ID, n)
+		switch {
+		case err == nil:
+			l.stats.republished.Add(1)
+			if err := l.hand(ctx, p.s, m); err != nil {
+				return err
+			}
+		case l.unreadable(p.s, n, err):
+		case statusOf(err) == ua.StatusBadServiceUnsupported:
+			return nil
+		case statusOf(err) != ua.StatusBadMessageNotAvailable:
+			return fmt.Errorf("republish: %w", err)
+		}
+	}
+	return nil
+}
+
+// before reports whether sequence number a comes before b, over the wrap.
+func before(a, b uint32) bool { return int32(a-b) < 0 }
+
+// order delivers m and what waits for it, in the order of the sequence numbers.
+func (p *pump) order(ctx context.Context, m notification) error {
+	l, sub := p.l, p.l.sub
+	switch {
+	case before(m.sequence, sub.next):
+		if i := slices.Index(sub.skipped, m.sequence); i >= 0 && !m.keepalive {
+			sub.skipped = slices.Delete(sub.skipped, i, i+1)
+			return l.hand(ctx, p.s, m) // late, but it was given up, not delivered
+		}
+		return nil // delivered before
+	case m.sequence != sub.next:
+		if err := p.mend(ctx, m.sequence); err != nil {
+			return err
+		}
+	}
+	if m.keepalive {
+		return nil // it has the number of what comes next
+	}
+	if err := l.hand(ctx, p.s, m); err != nil {
+		return err
+	}
+	sub.next = following(m.sequence)
+	return nil
+}
+
+// mend asks again for the notifications from the one that is due up to until. What the server does not have any more is
+// counted as lost.
+func (p *pump) mend(ctx context.Context, until uint32) error {
+	l, sub := p.l, p.l.sub
+	if until-sub.next > longestHole {
+		l.log.Warn("notifications are missing", "from", sub.next, "to", until)
+		l.stats.holes.Add(uint64(until - sub.next))
+		sub.next = until
+		return nil
+	}
+	for ; sub.next != until; sub.next = following(sub.next) {
+		m, err := p.s.republish(ctx, sub.ID, sub.next)
+		switch {
+		case err == nil:
+			l.stats.republished.Add(1)
+			if err := l.hand(ctx, p.s, m); err != nil {
+				return err
+			}
+		case l.unreadable(p.s, sub.next, err):
+		case gone(err) && before(sub.next, sub.high):
+			// It was handed over before, and acknowledged since: only one near it has to be asked for again.
+		case gone(err):
+			l.stats.holes.Add(1)
+			l.log.Warn("a notification is missing and the server does not have it any more", "sequence", sub.next)
+			if sub.skipped = append(sub.skipped, sub.next); len(sub.skipped) > 64 {
+				sub.skipped = sub.skipped[1:]
+			}
+		default:
+			return fmt.Errorf("republish: %w", err)
+		}
+	}
+	return nil
+}
+
+// gone reports whether the server cannot send a notification again: it has it no more, or never has any.
+func gone(err error) bool {
+	code := statusOf(err)
+	return code == ua.StatusBadMessageNotAvailable || code == ua.StatusBadServiceUnsupported
+}
+
+// hand gives a notification to the goroutine that delivers. It waits for room, which it does only while notifications are
+// republished; else room was there before they were asked for.
+func (l *Link) hand(ctx context.Context, s *Session, m notification) error {
+	if m.broken != nil {
+		l.stats.broken.Add(1)
+		l.log.Error("a notification cannot be read; its values are lost", "sequence", m.sequence, "error", m.broken)
+	}
+	d := delivery{sub: l.sub.ID, sequence: m.sequence, values: make([]Value, 0, len(m.changes))}
+	for i := range m.changes {
+		it := l.byHandle[m.changes[i].handle]
+		if it == nil || !it.ready {
+			continue // an item that was just removed
+		}
+		v := m.changes[i].value
+		l.stats.values.Add(1)
+		if v.Status.Overflow() {
+			l.stats.overflows.Add(1)
+		}
+		switch ua.StatusCode(v.Status &^ 0xFFFF) {
+		case ua.StatusBadNodeIDUnknown, ua.StatusBadNodeIDInvalid:
+			if it.id != 0 { // the node is gone; when it comes back, some servers want to be asked anew
+				l.orphans = append(l.orphans, it.id)
+				it.id = 0
+				it.fail(v.Status)
+				it.ready = true // its topic stays known for this very value
+				l.countItems()
+			}
+		}
+		d.values = append(d.values, Value{it.index, v})
+	}
+	l.stats.heard.Store(time.Now().UnixNano())
+	if l.sub.high == 0 || before(l.sub.high, following(m.sequence)) {
+		l.sub.high = following(m.sequence)
+	}
+	l.ledger.begin(d.sub)
+	select {
+	case l.queue <- d:
+		return nil
+	default:
+	}
+	select {
+	case l.queue <- d:
+		return nil
+	case <-s.c.over:
+	case <-ctx.Done():
+	}
+	l.ledger.cancel() // next still is its number
+	return s.c.reason(context.Cause(ctx))
+}
+
+// deliver hands notifications to the sink, one after the other, whatever becomes of the connection that brought them.
+func (l *Link) deliver(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case d := <-l.queue:
+			l.o.Sink.Take(ctx, d.values, func(err error) { l.ledger.end(d, err) })
+		}
+	}
+}
+
+// rewind makes the oldest of the failed notifications the next one that is due.
+func (l *Link) rewind(failed []uint32) {
+	for _, n := range failed {
+		if before(n, l.sub.next) {
+			l.sub.next = n
+		}
+	}
+}
