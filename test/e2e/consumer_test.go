@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"sort"
@@ -48,12 +49,7 @@ func newTally() *tally {
 func (c *tally) add(a arrival) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	fields := strings.Fields(a.payload)
-	if len(fields) < 2 {
-		c.fault("payload %q on %s", a.payload, a.topic)
-		return
-	}
-	n, err := strconv.Atoi(fields[1])
+	n, err := numberOf(a.payload)
 	if err != nil {
 		c.fault("payload %q on %s", a.payload, a.topic)
 		return
@@ -77,6 +73,19 @@ func (c *tally) add(a arrival) {
 			c.fault("%s", text)
 		}
 	}
+}
+
+// numberOf finds the number in a payload: that of a device is a name and a number, that of an OPC UA counter {"v":NUMBER,…}.
+func numberOf(payload string) (int, error) {
+	if rest, ok := strings.CutPrefix(payload, `{"v":`); ok {
+		value, _, _ := strings.Cut(rest, ",")
+		return strconv.Atoi(value)
+	}
+	fields := strings.Fields(payload)
+	if len(fields) < 2 {
+		return 0, errors.New("no name and number")
+	}
+	return strconv.Atoi(fields[1])
 }
 
 // identity checks that a tg-id always stands for the same record.
