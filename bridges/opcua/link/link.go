@@ -303,6 +303,7 @@ func (l *Link) establish(ctx context.Context, c *channel, e Endpoint) (*Session,
 		}
 		transfer = l.sub != nil
 		rung = rungCreated
+		l.save() // a session that is not written down cannot be taken up, nor closed
 	}
 	s := &Session{c: c, endpoint: l.o.Endpoint, token: l.session.Token}
 	if err := s.learn(ctx); err != nil {

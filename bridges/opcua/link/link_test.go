@@ -630,6 +630,54 @@ func TestASubscriptionThatSleeps(t *testing.T) {
 	})
 }
 
+// TestADroppedSessionIsNoticed: also where nothing is watched, and only writes would fail.
+func TestADroppedSessionIsNoticed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake(t)
+		w := newWorld(t, f, 0, nil)
+		defer w.stop()
+		before, err := w.link.Session()
+		if err != nil {
+			t.Fatal(err)
+		}
+		f.mu.Lock()
+		clear(f.sessions)
+		f.mu.Unlock()
+		time.Sleep(10 * time.Second)
+		after, err := w.link.Session()
+		if err != nil || after == before || after.token == before.token {
+			t.Errorf("the session is %v, %v", after, err)
+		}
+	})
+}
+
+// TestRefusedPublishRequestsAreNoStorm: a server that takes one request at a time, or none for a while.
+func TestRefusedPublishRequestsAreNoStorm(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake(t)
+		asked, on := 0, true
+		f.onRequest = func(req ua.Request) (ua.Response, error) {
+			if _, ok := req.(*ua.PublishRequest); ok && on {
+				asked++
+				return nil, ua.StatusBadTooManyPublishRequests
+			}
+			return nil, nil
+		}
+		w := newWorld(t, f, 1, nil)
+		defer w.stop()
+		time.Sleep(5 * time.Second)
+		f.mu.Lock()
+		if asked > 30 {
+			t.Errorf("asked %d times in 6 seconds", asked)
+		}
+		on = false
+		f.mu.Unlock()
+		w.change(num(1, 1))
+		time.Sleep(time.Second)
+		w.want(t, "0=1")
+	})
+}
+
 func TestPace(t *testing.T) {
 	p := defaultPace()
 	for failures, most := range map[int]time.Duration{0: 200 * time.Millisecond, 1: 400 * time.Millisecond, 5: 3 * time.Second, 9: 3 * time.Second, 1000: 3 * time.Second} {

@@ -20,6 +20,8 @@ const (
 	silenceLimit = 4 * time.Second
 	// stopTimeout bounds the orderly end: what was taken over gets on disk and is acknowledged.
 	stopTimeout = 3 * time.Second
+	// refusalPause is how long a refused publish request is not repeated.
+	refusalPause = 500 * time.Millisecond
 	// longestHole is how many missing notifications are asked for one by one.
 	longestHole = 10_000
 )
@@ -40,6 +42,7 @@ type pump struct {
 	want    int       // as many as it takes
 	answers time.Time // when the last one came, or the first was asked for
 	heard   bool      // one has come
+	pause   time.Time // no further requests before: the server refused one
 }
 
 // serve lives with a session until its connection ends, the server drops the subscription, or ctx ends.
@@ -57,7 +60,9 @@ func (l *Link) serve(ctx context.Context, s *Session) error {
 		p.stop()
 		return nil
 	}
-	err = s.c.reason(err)
+	if err = s.c.reason(err); sessionGone(err) {
+		l.session = nil
+	}
 	if time.Since(started) < l.pace.stable && errors.Is(err, errRedo) {
 		return err // the disk fails: no quick attempts
 	}
@@ -77,7 +82,7 @@ func (p *pump) run(ctx context.Context) error {
 		if err := p.fill(); err != nil {
 			return err
 		}
-		retry, overdue := p.timers()
+		retry, overdue, resume := p.timers()
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
@@ -90,6 +95,7 @@ func (p *pump) run(ctx context.Context) error {
 				return err
 			}
 		case <-l.ledger.changed:
+		case <-resume:
 		case <-retry:
 			if err := l.watch(ctx, p.s); err != nil {
 				return err
@@ -103,10 +109,11 @@ func (p *pump) run(ctx context.Context) error {
 	}
 }
 
-// timers returns when the next failed item is due, and when a publish request should have been answered long since.
-func (p *pump) timers() (retry, overdue <-chan time.Time) {
+// timers returns when the next failed item is due, when a publish request should have been answered long since, and when
+// further ones may be sent.
+func (p *pump) timers() (retry, overdue, resume <-chan time.Time) {
 	if p.l.sub == nil {
-		return nil, nil
+		return nil, nil, nil
 	}
 	if p.l.pending {
 		retry = time.After(max(time.Until(p.l.retryAt), 10*time.Millisecond))
@@ -114,7 +121,10 @@ func (p *pump) timers() (retry, overdue <-chan time.Time) {
 	if p.out > 0 {
 		overdue = time.After(time.Until(p.answers.Add(3*p.l.sub.KeepAlive + 5*time.Second)))
 	}
-	return retry, overdue
+	if d := time.Until(p.pause); d > 0 {
+		resume = time.After(d)
+	}
+	return retry, overdue, resume
 }
 
 // fill sends publish requests as long as there is room for what they may bring.
@@ -122,7 +132,7 @@ func (p *pump) fill() error {
 	l := p.l
 	for l.sub != nil {
 		underway, _ := l.ledger.state()
-		if p.out >= p.want || p.out+underway >= window {
+		if p.out >= p.want || p.out+underway >= window || time.Now().Before(p.pause) {
 			return nil
 		}
 		if err := p.send(); err != nil {
@@ -181,19 +191,18 @@ func (p *pump) answered(ctx context.Context, r published) error {
 	case err == nil:
 		return p.notified(ctx, &a)
 	case code == ua.StatusBadTooManyPublishRequests:
-		p.want = max(1, p.out)
+		p.want, p.pause = max(1, p.out), time.Now().Add(refusalPause)
 		l.ledger.giveBack(l.sub.ID, r.acks)
 		return nil
-	case code == ua.StatusBadTimeout:
+	case code == ua.StatusBadTimeout: // the server tidied up
+		p.pause = time.Now().Add(refusalPause)
 		l.ledger.giveBack(l.sub.ID, r.acks)
-		return nil // the server tidied up; ask again
+		return nil
 	case code == ua.StatusBadNoSubscription || code == ua.StatusBadSubscriptionIDInvalid:
 		l.forgetSubscription()
 		return errNoSubscription
-	case code == ua.StatusBadSessionIDInvalid || code == ua.StatusBadSessionClosed || code == ua.StatusBadSessionNotActivated:
-		l.session = nil
-		return fmt.Errorf("publish: %w", err)
 	case code == 0 && l.unreadable(p.s, l.sub.next, err):
+		p.pause = time.Now().Add(refusalPause)
 		return nil // the gap that it leaves is asked for again
 	default:
 		l.ledger.giveBack(l.sub.ID, r.acks)
@@ -227,7 +236,12 @@ func (s *Session) pulse(ctx context.Context) {
 			return
 		case silent >= pulseEvery && !asked:
 			asked = true
-			if _, err := s.c.begin(state, s.token, requestTimeout, func([]byte, error) { answered <- struct{}{} }); err != nil {
+			if _, err := s.c.begin(state, s.token, requestTimeout, func(body []byte, err error) {
+				if err == nil {
+					s.check(decodeResponse(body, &valuesResponse{}))
+				}
+				answered <- struct{}{}
+			}); err != nil {
 				return // the channel has ended
 			}
 		}

@@ -215,7 +215,26 @@ func (s *Session) call(ctx context.Context, req ua.Request, into response) error
 	case *ua.CreateMonitoredItemsRequest, *ua.ModifyMonitoredItemsRequest, *ua.DeleteMonitoredItemsRequest:
 		timeout = itemsTimeout
 	}
-	return s.c.call(ctx, req, s.token, timeout, into)
+	err := s.c.call(ctx, req, s.token, timeout, into)
+	s.check(err)
+	return err
+}
+
+// check ends the connection where the server says that it does not know the session: nothing else would be answered, and
+// the next connection begins with a new one.
+func (s *Session) check(err error) {
+	if sessionGone(err) {
+		s.c.fail(fmt.Errorf("the server has dropped the session: %w", err))
+	}
+}
+
+func sessionGone(err error) bool {
+	switch statusOf(err) {
+	case ua.StatusBadSessionIDInvalid, ua.StatusBadSessionClosed, ua.StatusBadSessionNotActivated:
+		return true
+	default:
+		return false
+	}
 }
 
 // Namespaces are the namespace URIs of the server by their index.
