@@ -64,4 +64,5 @@ need_tools() {
 # The commands that the tests start, with the Debian packages they come from. The race detector needs a C compiler, and go
 # needs certificates to fetch modules.
 TEST_TOOLS=(mosquitto=mosquitto mosquitto_pub=mosquitto-clients strace=strace "gcc=gcc libc6-dev"
-	update-ca-certificates=ca-certificates coap-client-notls=libcoap3-bin qemu-arm-static=qemu-user-static)
+	update-ca-certificates=ca-certificates coap-client-notls=libcoap3-bin qemu-arm-static=qemu-user-static
+	node=nodejs npm=npm)
