@@ -138,6 +138,11 @@ func (m *model) dropped(q *Queue, why Reason, recs []Rec) {
 			}
 			continue
 		}
+		if f.gone && why == Damaged {
+			// Not lost: on a full disk a segment that nobody needs is overwritten before the disk has the cursor that says so,
+			// and the process ended in between.
+			continue
+		}
 		if f.durable && (why == Damaged || why == Failed) {
 			m.t.Errorf("%s: record %d (id %d, epoch %d) is %v, but was durable\n%s", q.Name(), r.Seq, f.id, f.epoch, why, m.lastTrace())
 		}
