@@ -85,8 +85,11 @@ func (l *Log) newSegment(n int) (*segment, error) {
 	s.end = int64(len(b))
 	b = append(b, make([]byte, endMarkLen)...)
 	putEndMark(b[s.end:], s.salt, s.end)
-	err = writeAt(f, s.head[:], size-tailLen)
+	last := make([]byte, min(pageLen, size-int64(len(b))))
+	copy(last[len(last)-tailLen:], s.head[:])
+	err = writeAt(f, last, size-int64(len(last)))
 	if err == nil {
+		b = padded(b, 0, size-int64(len(last)))
 		err = writeAt(f, b, 0)
 	}
 	if err != nil {
