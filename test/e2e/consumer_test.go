@@ -75,11 +75,13 @@ func (c *tally) add(a arrival) {
 	}
 }
 
-// numberOf finds the number in a payload: that of a device is a name and a number, that of an OPC UA counter {"v":NUMBER,…}.
+// numberOf finds the number in a payload: that of a device is a name and a number, that of an OPC UA counter, which begins with
+// 0, {"v":NUMBER-1,…}.
 func numberOf(payload string) (int, error) {
 	if rest, ok := strings.CutPrefix(payload, `{"v":`); ok {
 		value, _, _ := strings.Cut(rest, ",")
-		return strconv.Atoi(value)
+		n, err := strconv.Atoi(value)
+		return n + 1, err
 	}
 	fields := strings.Fields(payload)
 	if len(fields) < 2 {

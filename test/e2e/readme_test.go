@@ -33,7 +33,7 @@ func TestReadmeWalk(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
-	t.Cleanup(func() { endByPidFiles(t, dir) })
+	t.Cleanup(func() { endByPidFiles(t, filepath.Join(dir, "walk")) })
 
 	shown := filepath.Join(dir, "shown")
 	script := "set -e\n"
@@ -93,7 +93,7 @@ func TestReadmeWalk(t *testing.T) {
 
 // endByPidFiles ends what the walk started and did not end, by the process identifiers it noted.
 func endByPidFiles(t *testing.T, dir string) {
-	files, err := filepath.Glob(filepath.Join(dir, "walk", "*.pid"))
+	files, err := filepath.Glob(filepath.Join(dir, "*.pid"))
 	if err != nil {
 		t.Error(err)
 	}
