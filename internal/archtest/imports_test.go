@@ -82,7 +82,7 @@ var notBelow = map[string][]string{
 // testOwners says who may use a library in tests beside its owners: real clients are the peers of a broker's tests.
 var testOwners = map[string][]string{
 	"github.com/eclipse/paho.golang":      {"edge", "test/e2e"},
-	"github.com/eclipse/paho.mqtt.golang": {"edge"},
+	"github.com/eclipse/paho.mqtt.golang": {"edge", "test/e2e"},
 	"github.com/plgd-dev/go-coap/v3":      {"test/e2e"},
 }
 
