@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"os"
 	"sync"
 	"testing"
 	"time"
@@ -17,15 +16,9 @@ import (
 const (
 	counterNodes = 1000
 	tickEvery    = 100 * time.Millisecond
+	// blackHole is how long the line is silent.
+	blackHole = 20 * time.Second
 )
-
-// blackHole is how long the line is silent; TIDEGATE_OPCUA_LONG=1 makes it 20 s.
-func blackHole() time.Duration {
-	if os.Getenv("TIDEGATE_OPCUA_LONG") != "" {
-		return 20 * time.Second
-	}
-	return 8 * time.Second
-}
 
 // counterConfig watches n counters, each change of them.
 func counterConfig(url string, n int) config.OPCUA {
@@ -145,7 +138,7 @@ func TestNothingIsLostOverFaults(t *testing.T) {
 	if noticed > 5*time.Second {
 		t.Errorf("a dead peer was noticed after %s, more than 5 s", noticed)
 	}
-	time.Sleep(time.Until(started.Add(blackHole())))
+	time.Sleep(time.Until(started.Add(blackHole)))
 	line.silence(false)
 	flow("the black hole")
 

@@ -45,17 +45,11 @@ func cmdBuffer(args []string, std stdio) int {
 			return c.run(args[1:], std, c.synopsis)
 		}
 	}
-	fmt.Fprintln(std.err, "usage:")
+	var synopses []string
 	for _, c := range bufferCommands() {
-		fmt.Fprintf(std.err, "  tidegate buffer %s %s\n", c.name, c.synopsis)
+		synopses = append(synopses, c.name+" "+c.synopsis)
 	}
-	switch word {
-	case "-h", "-help", "--help":
-		return exitOK
-	case "":
-		return exitUsage
-	}
-	return std.fail(exitUsage, "unknown command \"buffer %s\"", word)
+	return std.otherWord("buffer", word, synopses)
 }
 
 // bufferFlags are the flags of one of them.

@@ -64,17 +64,11 @@ func cmdOPCUA(args []string, std stdio) int {
 			return runOPCUA(c, args[1:], std)
 		}
 	}
-	fmt.Fprintln(std.err, "usage:")
+	var synopses []string
 	for _, c := range opcuaCommands() {
-		fmt.Fprintf(std.err, "  tidegate opcua %s %s [--config FILE]\n", c.name, c.synopsis)
+		synopses = append(synopses, c.name+" "+c.synopsis+" [--config FILE]")
 	}
-	switch word {
-	case "-h", "-help", "--help":
-		return exitOK
-	case "":
-		return exitUsage
-	}
-	return std.fail(exitUsage, "unknown command \"opcua %s\"", word)
+	return std.otherWord("opcua", word, synopses)
 }
 
 // runOPCUA reads the command line of c, finds the server and runs c.

@@ -59,3 +59,18 @@ func setFlags(fs *flag.FlagSet) map[string]bool {
 	fs.Visit(func(f *flag.Flag) { given[f.Name] = true })
 	return given
 }
+
+// otherWord answers for a command of several words whose second one is none of those it has: help, nothing, or a mistake.
+func (s stdio) otherWord(command, word string, synopses []string) int {
+	fmt.Fprintln(s.err, "usage:")
+	for _, line := range synopses {
+		fmt.Fprintf(s.err, "  tidegate %s %s\n", command, line)
+	}
+	switch word {
+	case "-h", "-help", "--help":
+		return exitOK
+	case "":
+		return exitUsage
+	}
+	return s.fail(exitUsage, "unknown command %q", command+" "+word)
+}
