@@ -24,6 +24,9 @@ func (b *Broker) Publish(m message.Message) (message.Ticket, error) {
 	return t, nil
 }
 
+// Refused counts a message that a bridge refused by itself, for the reason err, which is one of package message's.
+func (b *Broker) Refused(p message.Protocol, err error) { b.metrics.refuse(p, refusalOf(err).label) }
+
 func (b *Broker) takeFrom(m *message.Message) (message.Ticket, error) {
 	if err := message.ValidName(m.Topic); err != nil {
 		return message.Ticket{}, err

@@ -10,10 +10,26 @@ import (
 const maxTopicBytes = 65535
 
 // ValidName reports why topic is no valid topic name; the error wraps ErrInvalid. A name has at least one character
-// [MQTT-4.7.3-1], no wildcards [MQTT-3.3.2-2] and no NUL [MQTT-4.7.3-2], and is well-formed UTF-8 [MQTT-1.5.4-1].
+// [MQTT-4.7.3-1], no wildcards [MQTT-3.3.2-2] and no NUL [MQTT-4.7.3-2], and is well-formed UTF-8 [MQTT-1.5.4-1]. Control
+// characters, which nobody should send (MQTT 5.0, 1.5.4), are refused too: brokers end the connection over them, and a record
+// that cannot be handed on would only stand in the way of others.
 func ValidName(topic string) error {
-	if strings.ContainsAny(topic, "+#") {
-		return fmt.Errorf("%w: topic name %q has a wildcard", ErrInvalid, topic)
+	ascii := true
+	for i := range len(topic) {
+		switch c := topic[i]; {
+		case c == '+' || c == '#':
+			return fmt.Errorf("%w: topic name %q has a wildcard", ErrInvalid, topic)
+		case c < ' ' || c == 0x7f:
+			return fmt.Errorf("%w: topic name %q holds a control character", ErrInvalid, topic)
+		case c >= utf8.RuneSelf:
+			ascii = false
+		}
+	}
+	if ascii && topic != "" && len(topic) <= maxTopicBytes {
+		return nil
+	}
+	if strings.ContainsFunc(topic, func(c rune) bool { return c >= 0x80 && c <= 0x9f }) {
+		return fmt.Errorf("%w: topic name %q holds a control character", ErrInvalid, topic)
 	}
 	return validText("topic name", topic)
 }

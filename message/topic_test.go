@@ -22,6 +22,10 @@ func TestValidName(t *testing.T) {
 		{"multi-level wildcard [MQTT-3.3.2-2]", "a/#", false},
 		{"wildcard inside a level [MQTT-3.3.2-2]", "a/b+c", false},
 		{"NUL [MQTT-4.7.3-2]", "a/\x00", false},
+		{"control character (MQTT 5.0, 1.5.4)", "a/\x02z", false},
+		{"DEL (MQTT 5.0, 1.5.4)", "a\x7f", false},
+		{"control character of two bytes (MQTT 5.0, 1.5.4)", "ä/\u0085", false},
+		{"no control character", "ä/\u00a0", true},
 		{"not UTF-8 [MQTT-1.5.4-1]", "a/\xff", false},
 		{"surrogate half [MQTT-1.5.4-1]", "a/\xed\xa0\x80", false},
 	} {

@@ -34,6 +34,9 @@ type Options struct {
 	Log        *slog.Logger
 	// Metrics is where the bridge's metrics are registered.
 	Metrics prometheus.Registerer
+	// OnRefuse is told of every message that is refused here, before the bus sees it, with one of the errors of package message.
+	// It must not block. nil: nobody is told.
+	OnRefuse func(error)
 	// OnStatus is told when the status changes. It must not block, and may call Status. nil: nobody is told.
 	OnStatus func(bridges.Status)
 }

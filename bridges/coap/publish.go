@@ -34,7 +34,7 @@ func (b *Bridge) publish(r *wire.Request, a *ask) {
 	ticket, err := b.o.Bus.Publish(m)
 	switch {
 	case err != nil:
-		b.refuse(r, refusalOf(err, b.o.MaxPayload))
+		b.reply(r, refusalOf(err, b.o.MaxPayload).response()) // the bus counts what it refuses
 	case ticket.Durable():
 		b.reply(r, done)
 	default:

@@ -5,6 +5,7 @@ import (
 
 	"tidegate/access"
 	"tidegate/bridges/coap/wire"
+	"tidegate/message"
 )
 
 // serve answers one request. It runs on the goroutine that reads the socket: nothing in it waits for anything.
@@ -13,6 +14,7 @@ func (b *Bridge) serve(r *wire.Request) {
 	switch {
 	case no != nil && no.code == codes.BadOption && !r.Confirmable():
 		b.metrics.count(r.Code, codes.BadOption)
+		b.note(r, codes.BadOption)
 		r.Reject() // a 4.02 is for confirmable requests (RFC 7252, 5.4.1)
 		return
 	case no != nil:
@@ -45,7 +47,28 @@ func (b *Bridge) reply(r *wire.Request, resp wire.Response) {
 	r.Reply(resp)
 }
 
-func (b *Bridge) refuse(r *wire.Request, no refusal) { b.reply(r, no.response()) }
+// refuse answers a request that the bus has not seen.
+func (b *Bridge) refuse(r *wire.Request, no refusal) {
+	b.note(r, no.code)
+	b.reply(r, no.response())
+}
+
+// note tells of a refused message. What names no topic, or only reads, is none.
+func (b *Bridge) note(r *wire.Request, code codes.Code) {
+	if b.o.OnRefuse == nil || r.Code < codes.POST || r.Code > codes.DELETE {
+		return
+	}
+	switch code {
+	case codes.Forbidden:
+		b.o.OnRefuse(message.ErrNotAllowed)
+	case codes.RequestEntityTooLarge:
+		b.o.OnRefuse(message.ErrTooLarge)
+	case codes.ServiceUnavailable:
+		b.o.OnRefuse(message.ErrBusy)
+	case codes.BadRequest, codes.BadOption, codes.RequestEntityIncomplete:
+		b.o.OnRefuse(message.ErrInvalid)
+	}
+}
 
 // replyLater answers a parked request and counts it.
 func (b *Bridge) replyLater(x *wire.Exchange, resp wire.Response) {

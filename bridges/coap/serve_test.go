@@ -1,8 +1,10 @@
 package coap
 
 import (
+	"errors"
 	"fmt"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -322,6 +324,50 @@ func TestRefusals(t *testing.T) {
 		if got := c.exchange(m); got.Type != option.NonConfirmable || got.Code != k.code {
 			t.Errorf("%v, non-confirmable: %v", k.err, got)
 		}
+	}
+}
+
+// TestRefusalsAreTold: what the bridge refuses by itself is told once, with the reason; what the bus refuses it knows already.
+func TestRefusalsAreTold(t *testing.T) {
+	var mu sync.Mutex
+	var told []error
+	g := start(t, func(o *Options) {
+		o.MaxPayload = 10
+		o.OnRefuse = func(err error) {
+			mu.Lock()
+			defer mu.Unlock()
+			told = append(told, err)
+		}
+	})
+	c := dial(t, g.Addrs()[0])
+	for _, k := range []struct {
+		method        codes.Code
+		path, payload string
+		code          codes.Code
+		want          error
+	}{
+		{codes.POST, "/ps/a", "eleven byte", codes.RequestEntityTooLarge, message.ErrTooLarge},
+		{codes.POST, "/ps/a+b", "x", codes.BadRequest, message.ErrInvalid},
+		{codes.PUT, "/ps/a", "", codes.BadRequest, message.ErrInvalid},
+		{codes.POST, "/ps/", "x", codes.BadRequest, message.ErrInvalid},
+		{codes.POST, "/elsewhere", "x", codes.NotFound, nil},
+		{codes.GET, "/ps/secret", "", codes.Forbidden, nil},
+		{codes.POST, "/ps/a", "x", codes.Changed, nil},
+	} {
+		told = nil
+		c.want(k.code, k.method, k.path, k.payload)
+		mu.Lock()
+		if k.want == nil && len(told) > 0 || k.want != nil && (len(told) != 1 || !errors.Is(told[0], k.want)) {
+			t.Errorf("%v %s: told %v, want %v", k.method, k.path, told, k.want)
+		}
+		mu.Unlock()
+	}
+	g.bus.setRefuse(func(message.Message) error { return message.ErrBusy })
+	c.want(codes.ServiceUnavailable, codes.POST, "/ps/a", "x")
+	mu.Lock()
+	defer mu.Unlock()
+	if len(told) > 0 {
+		t.Errorf("what the bus refused was told: %v", told)
 	}
 }
 

@@ -16,6 +16,7 @@ import (
 	"tidegate/bridges"
 	"tidegate/bridges/opcua/link"
 	"tidegate/config"
+	"tidegate/message"
 )
 
 // Options are what a bridge needs of the gateway.
@@ -30,6 +31,8 @@ type Options struct {
 	Metrics prometheus.Registerer
 	// TokenLifetime is how long the keys of a secure channel are used before they are renewed. 0: an hour.
 	TokenLifetime time.Duration
+	// MayReply says whether whoever sent a message to be written may have its outcome published under a topic. nil: everybody.
+	MayReply func(from message.Source, topic string) bool
 	// OnStatus is told of every change. It must not block. nil: nobody is.
 	OnStatus func(bridges.Status)
 }

@@ -186,6 +186,14 @@ func (w *walk) types() error {
 	return nil
 }
 
+// CheckNode reports why id is no node ID.
+func CheckNode(id string) error {
+	if _, err := link.ParseRef(id); err != nil {
+		return fmt.Errorf("opcua: %w", err)
+	}
+	return nil
+}
+
 // Reading is the value of one node.
 type Reading struct {
 	ID string `json:"id"`

@@ -130,6 +130,12 @@ func (w *write) reply(m message.Message, err error) {
 	if m.ResponseTopic == "" {
 		return
 	}
+	if may := w.b.o.MayReply; may != nil && !may(m.Source, m.ResponseTopic) {
+		// Else a client could speak by us where it may not speak itself.
+		w.b.log.Warn("the outcome of a write is not published: its sender may not publish under the response topic",
+			"topic", m.ResponseTopic, "client", m.Source.Client, "user", m.Source.User)
+		return
+	}
 	out := outcome{OK: err == nil}
 	if err != nil {
 		out.Error = err.Error()

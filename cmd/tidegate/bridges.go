@@ -14,6 +14,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"tidegate/access"
 	"tidegate/admin"
 	"tidegate/bridges"
 	"tidegate/bridges/coap"
@@ -41,6 +42,7 @@ func makeCoAP(g *gateway, reg prometheus.Registerer) ([]bridges.Bridge, error) {
 	b, err := coap.New(*g.config.CoAP, coap.Options{
 		Bus: g.broker, ACL: g.users, Anonymous: *g.config.Auth.Anonymous, MaxPayload: int(g.config.Broker.MaxPacket),
 		Log: g.log.With("part", "coap"), Metrics: reg, OnStatus: g.bridgeChanged("coap"),
+		OnRefuse: func(err error) { g.broker.Refused(message.CoAP, err) },
 	})
 	if err != nil {
 		return nil, err
@@ -53,7 +55,7 @@ func makeOPCUA(g *gateway, reg prometheus.Registerer) ([]bridges.Bridge, error) 
 	for _, name := range slices.Sorted(maps.Keys(g.config.OPCUA)) {
 		b, err := opcua.New(name, g.config.OPCUA[name], opcua.Options{
 			Bus: g.broker, Dir: opcuaDir(g.config), GatewayID: g.config.Gateway.ID,
-			Log: g.log.With("part", "opcua", "bridge", name), Metrics: reg, OnStatus: g.bridgeChanged(name),
+			Log: g.log.With("part", "opcua", "bridge", name), Metrics: reg, OnStatus: g.bridgeChanged(name), MayReply: g.mayReply,
 		})
 		if err != nil {
 			return nil, errors.Join(fmt.Errorf("opcua.%s: %w", name, err), closeBridges(made))
@@ -61,6 +63,12 @@ func makeOPCUA(g *gateway, reg prometheus.Registerer) ([]bridges.Bridge, error) 
 		made = append(made, b)
 	}
 	return made, nil
+}
+
+// mayReply reports whether whoever sent a message may have an answer published under topic: the cloud may, a device where it
+// may publish itself.
+func (g *gateway) mayReply(from message.Source, topic string) bool {
+	return from.Protocol == message.Uplink || g.users.Allow(access.Identity{User: from.User, Client: from.Client}, access.Publish, topic)
 }
 
 // opcuaDir is where certificates of OPC UA live: the gateway's own and those of the servers it trusts.

@@ -57,12 +57,14 @@ func runDemo(ctx context.Context, std stdio, keep, asJSON bool, cloud func(topic
 			return code
 		}
 	} else {
-		printReport(std.out, report)
+		printReport(std.out, report, err == nil)
 	}
 	if keep {
 		fmt.Fprintf(std.err, "tidegate: demo: the gateway's folder is %s; look around with tidegate buffer ls --config %s/tidegate.toml\n", dir, dir)
 	}
 	switch {
+	case ctx.Err() != nil:
+		return std.fail(exitFailed, "demo: interrupted before the cloud had everything; the rest was on disk")
 	case err != nil:
 		return std.fail(exitFailed, "demo: %v", err)
 	case report.Lost > 0:
@@ -71,8 +73,8 @@ func runDemo(ctx context.Context, std stdio, keep, asJSON bool, cloud func(topic
 	return exitOK
 }
 
-// printReport writes the counts for people.
-func printReport(w io.Writer, r demo.Report) {
+// printReport writes the counts for people. whole says that the demo was played to its end.
+func printReport(w io.Writer, r demo.Report, whole bool) {
 	t := tabwriter.NewWriter(w, 0, 0, 3, ' ', tabwriter.AlignRight)
 	fmt.Fprintln(t, "\nPROTOCOL\tSENT\tACKNOWLEDGED\tDELIVERED\tDUPLICATES\tLOST\t")
 	for _, p := range []message.Protocol{message.MQTT, message.CoAP, message.OPCUA} {
@@ -80,7 +82,7 @@ func printReport(w io.Writer, r demo.Report) {
 		fmt.Fprintf(t, "%s\t%d\t%d\t%d\t%d\t%d\t\n", p, c.Sent, c.Acked, c.Delivered, c.Duplicates, c.Lost)
 	}
 	_ = t.Flush()
-	if r.Lost == 0 {
+	if r.Lost == 0 && whole {
 		fmt.Fprintln(w, "\nNothing that was acknowledged was lost.")
 	}
 }

@@ -54,6 +54,26 @@ func TestDemoSeesLosses(t *testing.T) {
 	}
 }
 
+// TestDemoInterrupted: who stops it in the middle is told nothing of losses; what had not arrived was on disk.
+func TestDemoInterrupted(t *testing.T) {
+	ctx, cancel := context.WithCancel(context.Background())
+	var arrived atomic.Int64
+	var out, errs syncBuffer
+	code := runDemo(ctx, stdio{out: &out, err: &errs}, false, true, func(string, []byte) bool {
+		if arrived.Add(1) == 300 {
+			cancel()
+		}
+		return true
+	})
+	var r demo.Report
+	if err := json.Unmarshal([]byte(out.String()), &r); err != nil {
+		t.Fatal(err)
+	}
+	if code != exitFailed || r.Lost != 0 || !strings.Contains(errs.String(), "interrupted") {
+		t.Errorf("code %d, %+v, errors %s", code, r, errs.String())
+	}
+}
+
 // TestDemoUsage: wrong words on the command line.
 func TestDemoUsage(t *testing.T) {
 	tidegate(t, "", "demo", "now").want(t, exitUsage, "", `unexpected argument "now"`)

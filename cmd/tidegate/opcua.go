@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"net"
 	"os"
@@ -27,17 +28,18 @@ const opcuaTimeout = 30 * time.Second
 type opcuaCommand struct {
 	name, synopsis string
 	least, most    int // arguments
+	nodes          int // how many of those behind the first are node IDs
 	run            func(opcuaCall) int
 }
 
 func opcuaCommands() []opcuaCommand {
 	return []opcuaCommand{
-		{"endpoints", "NAME|URL [--json]", 1, 1, opcuaEndpoints},
-		{"browse", "NAME|URL [NODE] [--depth N] [--json]", 1, 2, opcuaBrowse},
-		{"read", "NAME|URL NODE... [--json]", 2, 1000, opcuaRead},
-		{"watch", "NAME|URL NODE... [--json]", 2, 1000, opcuaWatch},
-		{"write", "NAME|URL NODE VALUE", 3, 3, opcuaWrite},
-		{"trust", "NAME|THUMBPRINT", 1, 1, opcuaTrust},
+		{"endpoints", "NAME|URL [--json]", 1, 1, 0, opcuaEndpoints},
+		{"browse", "NAME|URL [NODE] [--depth N] [--json]", 1, 2, 1, opcuaBrowse},
+		{"read", "NAME|URL NODE... [--json]", 2, 1000, 1000, opcuaRead},
+		{"watch", "NAME|URL NODE... [--json]", 2, 1000, 1000, opcuaWatch},
+		{"write", "NAME|URL NODE VALUE", 3, 3, 1, opcuaWrite},
+		{"trust", "NAME|THUMBPRINT", 1, 1, 0, opcuaTrust},
 	}
 }
 
@@ -90,6 +92,11 @@ func runOPCUA(c opcuaCommand, args []string, std stdio) int {
 		return std.fail(exitUsage, "opcua %s: --depth %d: want 1 or more", c.name, call.depth)
 	}
 	call.args = rest[1:]
+	for _, id := range call.args[:min(c.nodes, len(call.args))] {
+		if err := opcua.CheckNode(id); err != nil {
+			return std.fail(exitUsage, "opcua %s: %v; write it as nsu=URI;s=TEXT or ns=N;s=TEXT", c.name, err)
+		}
+	}
 	if call.config, code, done = loadConfig(std, *file); done {
 		return code
 	}
@@ -121,7 +128,8 @@ func opcuaTarget(std stdio, c *config.Config, name string) (t opcua.Target, code
 		text := fmt.Sprintf("[opcua.server]\nendpoint = %q\n", name)
 		one, err := config.Parse("", []byte(text))
 		if problems := config.Problems(nil); errors.As(err, &problems) {
-			return t, std.fail(exitUsage, "%s: %s", name, problems[0].Message), true
+			first := slices.IndexFunc(problems, func(p config.Problem) bool { return p.Severity == config.Error })
+			return t, std.fail(exitUsage, "%s: %s", name, problems[first].Message), true
 		}
 		t.Name, t.Config = "server", one.OPCUA["server"]
 		return t, exitOK, false
@@ -138,7 +146,7 @@ func opcuaTarget(std stdio, c *config.Config, name string) (t opcua.Target, code
 func (c opcuaCall) failed(err error) int {
 	code := exitFailed
 	var network net.Error
-	if errors.As(err, &network) || errors.Is(err, context.DeadlineExceeded) || errors.Is(err, syscall.ECONNREFUSED) {
+	if errors.As(err, &network) || errors.Is(err, context.DeadlineExceeded) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
 		code = exitUnavailable
 	}
 	return c.fail(code, "opcua %s: %v", c.name, err)
@@ -224,7 +232,17 @@ func opcuaRead(c opcuaCall) int {
 }
 
 func opcuaWatch(c opcuaCall) int {
-	err := opcua.Watch(c.ctx, c.target, c.args, func(r opcua.Reading) { c.printReading(r) })
+	// What cannot be read now is watched all the same: it may come. But nobody should wait for a slip of the pen.
+	now, err := opcua.Read(c.ctx, c.target, c.args...)
+	if err != nil {
+		return c.failed(err)
+	}
+	for _, r := range now {
+		if strings.Contains(string(r.Value), `"q":"Bad`) {
+			fmt.Fprintf(c.err, "tidegate: opcua watch: %s has no value: %s\n", r.ID, r.Value)
+		}
+	}
+	err = opcua.Watch(c.ctx, c.target, c.args, func(r opcua.Reading) { c.printReading(r) })
 	if err != nil && c.ctx.Err() == nil {
 		return c.failed(err)
 	}

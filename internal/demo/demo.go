@@ -114,14 +114,18 @@ type parts struct {
 }
 
 // Run plays the story and returns what was counted. An error means that the story could not be played to its end; what was
-// counted until then is returned all the same.
+// counted until then is returned all the same, but nothing as lost: what had not arrived yet was on disk.
 func Run(ctx context.Context, o Options) (Report, error) {
 	d := &demo{Options: o, tally: newTally(), began: time.Now()}
 	p, err := d.start(ctx)
 	if err == nil {
 		err = d.play(ctx, p)
 	}
-	return d.tally.report(), errors.Join(err, d.stop(p))
+	r := d.tally.report()
+	if err != nil {
+		r.forgive()
+	}
+	return r, errors.Join(err, d.stop(p))
 }
 
 type demo struct {

@@ -182,3 +182,12 @@ func (t *tally) settledFor(topic string) bool {
 	defer t.mu.Unlock()
 	return t.of(topic).unanswered == 0
 }
+
+// forgive takes back what was counted as lost.
+func (r *Report) forgive() {
+	for p, c := range r.Protocols {
+		c.Lost = 0
+		r.Protocols[p] = c
+	}
+	r.Lost = 0
+}

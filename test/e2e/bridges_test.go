@@ -158,6 +158,10 @@ func TestOPCUACommands(t *testing.T) {
 	g := newGateway(t, opcuaSection("press", plc.url(), 1)+`  [[opcua.press.write]]
     topic = "cmd/press/setpoint"
     id = "nsu=urn:tidegate:test;s=Double"
+[[auth.rule]]
+  user = "*"
+  publish = ["cmd/#", "mine/#"]
+  subscribe = ["#"]
 `)
 	for _, server := range []string{"press", plc.url()} {
 		if r := g.run("opcua", "endpoints", server); r.code != 0 || !strings.Contains(r.out, "None") || !strings.Contains(r.out, "anonymous") {
@@ -176,6 +180,8 @@ func TestOPCUACommands(t *testing.T) {
 	}{
 		{[]string{"opcua", "read", "press"}, 2},
 		{[]string{"opcua", "read", "presss", "i=85"}, 2},
+		{[]string{"opcua", "read", "press", "bogus"}, 2},
+		{[]string{"opcua", "endpoints", "http://127.0.0.1"}, 2},
 		{[]string{"opcua", "endpoints", fmt.Sprintf("opc.tcp://127.0.0.1:%d", freePort(t))}, 69},
 		{[]string{"opcua", "trust", "press"}, 1},
 	} {
@@ -190,5 +196,15 @@ func TestOPCUACommands(t *testing.T) {
 		runLimited(t, exec.Command("mosquitto_pub", "-h", host, "-p", port, "-q", "1", "-t", "cmd/press/setpoint", "-m", "42.5"))
 		return plc.do("get", "name", "Double").Value == "42.5"
 	})
+	// The outcome goes where its sender may publish, and nowhere else.
+	replies := subscribe(t, g.addr(devices), "", "-V", "mqttv5", "-i", "panel", "-q", "1", "-t", "mine/#", "-t", "plant/forged")
+	for _, topic := range []string{"plant/forged", "mine/outcome"} {
+		runLimited(t, exec.Command("mosquitto_pub", "-V", "mqttv5", "-h", host, "-p", port, "-q", "1", "-t", "cmd/press/setpoint", "-m", "43",
+			"-D", "publish", "response-topic", topic))
+	}
+	waitFor(t, soon, "the outcome", func() bool { return len(replies.got()) > 0 })
+	if got := replies.got(); len(got) != 1 || got[0] != `mine/outcome {"ok":true}` {
+		t.Errorf("outcomes %q", got)
+	}
 	g.stop()
 }

@@ -166,7 +166,7 @@ func plain(err error) error {
 	var op *net.OpError
 	switch {
 	case errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF):
-		return errors.New("the server closed the connection")
+		return fmt.Errorf("the server closed the connection: %w", io.EOF)
 	case errors.As(err, &op):
 		return op.Err
 	default:
