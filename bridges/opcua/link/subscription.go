@@ -37,7 +37,10 @@ type subscription struct {
 
 	// next is the sequence number that is due. 0: this process has seen none yet and does not know.
 	next uint32
-	// high is the number after the highest that was handed over; it differs from next where some have to be asked for again.
+	// owed are numbers before next that an earlier process left unacknowledged and this one has yet to fetch.
+	owed []uint32
+	// high is the number after the highest that was handed over, by this process or the one before; it differs from next
+	// where some have to be asked for again.
 	high uint32
 	// skipped are the numbers that were given up, the last few of them.
 	skipped []uint32
@@ -154,6 +157,9 @@ func (l *Link) recover(ctx context.Context, s *Session) error {
 	if l.sub.next == 0 {
 		return nil
 	}
+	if err := l.catchUp(ctx, s); err != nil {
+		return err
+	}
 	for {
 		if underway, _ := l.ledger.state(); underway+outstanding >= window {
 			return nil // the rest is missed, and asked for, when there is room
@@ -174,10 +180,8 @@ func (l *Link) recover(ctx context.Context, s *Session) error {
 			l.sub.next = following(l.sub.next) // acknowledged since
 		case code == ua.StatusBadMessageNotAvailable:
 			return nil
-		case code == ua.StatusBadSubscriptionIDInvalid || code == ua.StatusBadNoSubscription:
-			return errNoSubscription
 		default:
-			return fmt.Errorf("republish: %w", err)
+			return republishError(err)
 		}
 	}
 }
