@@ -42,7 +42,7 @@ func TestACutWhileOldNotificationsAreFetched(t *testing.T) {
 		delete(f.kept, 4) // a hole in what is owed is no loss: it was acknowledged
 		f.mu.Unlock()
 
-		cuts := map[uint32]int{1: 1, 3: 2, 6: 1}
+		cuts := map[uint32]int{1: 1, 3: 12, 6: 1}
 		f.cutOn(func(req ua.Request) bool {
 			q, ok := req.(*ua.RepublishRequest)
 			if !ok || cuts[q.RetransmitSequenceNumber] == 0 {
@@ -135,4 +135,113 @@ func TestWhatWasNotHandedOverStaysDue(t *testing.T) {
 			t.Errorf("%s: %d underway", c.what, underway)
 		}
 	}
+}
+
+// TestABrokenLineCostsNoSubscription: whatever is cut while the subscription moves to a new session, and however often, it
+// is taken over in the end, with what the server has kept.
+func TestABrokenLineCostsNoSubscription(t *testing.T) {
+	for what, match := range map[string]func(ua.Request) bool{
+		"learn":     func(req ua.Request) bool { _, ok := req.(*ua.ReadRequest); return ok },
+		"transfer":  func(req ua.Request) bool { _, ok := req.(*ua.TransferSubscriptionsRequest); return ok },
+		"republish": func(req ua.Request) bool { _, ok := req.(*ua.RepublishRequest); return ok },
+	} {
+		t.Run(what, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				f := newFake(t)
+				w := newWorld(t, f, 1, nil)
+				defer w.stop()
+				w.change(num(1, 1))
+				synctest.Wait()
+				cuts := 12
+				f.cutOn(func(req ua.Request) bool {
+					if cuts == 0 || !match(req) {
+						return false
+					}
+					cuts--
+					return true
+				})
+				f.mu.Lock()
+				clear(f.sessions)
+				f.mu.Unlock()
+				w.cut()
+				w.lose(true, num(1, 2))
+				w.change(num(1, 3))
+				time.Sleep(2 * time.Minute)
+				w.want(t, "0=1", "0=2", "0=3")
+				if s := w.Stats(); s.Connects[rungTransferred]+s.Connects[rungReactivated] != 1 || s.Connects[rungCreated] != 1 {
+					t.Errorf("counted %+v", s)
+				}
+			})
+		})
+	}
+}
+
+// TestALostAnswerToTheTransfer: the server has moved the subscription, and says so when it is asked again.
+func TestALostAnswerToTheTransfer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake(t)
+		w := newWorld(t, f, 1, nil)
+		defer w.stop()
+		asked := 0
+		f.mu.Lock()
+		clear(f.sessions)
+		f.onRequest = func(req ua.Request) (ua.Response, error) {
+			if _, ok := req.(*ua.TransferSubscriptionsRequest); !ok {
+				return nil, nil
+			}
+			if asked++; asked == 1 {
+				go f.cut()
+				return nil, errors.New("no answer")
+			}
+			return &ua.TransferSubscriptionsResponse{Results: []*ua.TransferResult{{StatusCode: ua.StatusBadNothingToDo}}}, nil
+		}
+		f.mu.Unlock()
+		w.cut()
+		w.lose(true, num(1, 1))
+		time.Sleep(10 * time.Second)
+		w.want(t, "0=1")
+	})
+}
+
+// TestNotNowIsNoRefusal: a server that is busy is asked again; only a definite answer ends a session or a subscription.
+func TestNotNowIsNoRefusal(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake(t)
+		w := newWorld(t, f, 1, nil)
+		defer w.stop()
+		busy := 3
+		f.mu.Lock()
+		sessions := len(f.sessions)
+		f.onRequest = func(req ua.Request) (ua.Response, error) {
+			if _, ok := req.(*ua.ActivateSessionRequest); ok && busy > 0 {
+				busy--
+				return nil, ua.StatusBadResourceUnavailable
+			}
+			return nil, nil
+		}
+		f.mu.Unlock()
+		w.cut()
+		time.Sleep(20 * time.Second)
+		f.mu.Lock()
+		if busy > 0 || len(f.sessions) != sessions {
+			t.Errorf("%d sessions, want the old one alone", len(f.sessions))
+		}
+		busy = 3
+		clear(f.sessions)
+		f.onRequest = func(req ua.Request) (ua.Response, error) {
+			if _, ok := req.(*ua.TransferSubscriptionsRequest); ok && busy > 0 {
+				busy--
+				return nil, ua.StatusBadTooManyOperations
+			}
+			return nil, nil
+		}
+		f.mu.Unlock()
+		w.cut()
+		w.lose(true, num(1, 1))
+		time.Sleep(20 * time.Second)
+		w.want(t, "0=1")
+		if s := w.Stats(); s.Connects[rungTransferred] != 1 || s.Connects[rungCreated] != 1 {
+			t.Errorf("counted %+v", s)
+		}
+	})
 }

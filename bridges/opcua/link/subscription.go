@@ -34,6 +34,8 @@ type subscription struct {
 	Budget time.Duration `json:"budget"`
 	// Namespaces are those by which the items were resolved.
 	Namespaces []string `json:"namespaces"`
+	// Astray: it belongs to a session that is gone, and this one has yet to take it over.
+	Astray bool `json:"astray,omitempty"`
 
 	// next is the sequence number that is due. 0: this process has seen none yet and does not know.
 	next uint32
@@ -133,7 +135,7 @@ func fromMilliseconds(ms float64) time.Duration {
 }
 
 // transfer moves the subscription of a session that is gone to this one.
-func (l *Link) transfer(ctx context.Context, s *Session) bool {
+func (l *Link) transfer(ctx context.Context, s *Session) error {
 	var p transferResponse
 	err := s.call(ctx, &ua.TransferSubscriptionsRequest{SubscriptionIDs: []uint32{l.sub.ID}}, &p)
 	if err == nil {
@@ -142,10 +144,27 @@ func (l *Link) transfer(ctx context.Context, s *Session) bool {
 	if err == nil && p.results[0].status.IsBad() {
 		err = p.results[0].status
 	}
-	if err != nil {
-		l.log.Info("the server does not hand the old subscription over", "error", err)
+	// Nothing to do: an earlier attempt worked, and the line broke before its answer came.
+	if err != nil && statusOf(err) != ua.StatusBadNothingToDo {
+		return fmt.Errorf("transfer the subscription: %w", err)
 	}
-	return err == nil
+	l.sub.Astray = false
+	return nil
+}
+
+// refused reports whether err is the server's last word about what was asked for. A broken line is none, nor is the error by
+// which a server ends a connection, nor a status that says "not now".
+func (c *channel) refused(err error) bool {
+	switch statusOf(err) {
+	case ua.StatusOK, ua.StatusBadTimeout, ua.StatusBadRequestTimeout, ua.StatusBadOutOfMemory, ua.StatusBadResourceUnavailable,
+		ua.StatusBadTooManyOperations, ua.StatusBadServerHalted, ua.StatusBadShutdown, ua.StatusBadServerNotConnected,
+		ua.StatusBadCommunicationError, ua.StatusBadConnectionClosed, ua.StatusBadSecureChannelClosed,
+		ua.StatusBadSecureChannelIDInvalid, ua.StatusBadSecureChannelTokenUnknown, ua.StatusBadTCPServerTooBusy,
+		ua.StatusBadTCPInternalError, ua.StatusBadTCPNotEnoughResources:
+		return false
+	default:
+		return c.reason(nil) == nil
+	}
 }
 
 // errNoSubscription: the server does not have the subscription any more.
