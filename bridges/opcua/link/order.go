@@ -154,7 +154,7 @@ func (l *Link) hand(ctx context.Context, s *Session, m notification) error {
 		l.stats.broken.Add(1)
 		l.log.Error("a notification cannot be read; its values are lost", "sequence", m.sequence, "error", m.broken)
 	}
-	d := delivery{sub: l.sub.ID, sequence: m.sequence, values: make([]Value, 0, len(m.changes))}
+	d := delivery{sequence: m.sequence, values: make([]Value, 0, len(m.changes))}
 	for i := range m.changes {
 		it := l.byHandle[m.changes[i].handle]
 		if it == nil || !it.ready {
@@ -189,7 +189,7 @@ func (l *Link) hand(ctx context.Context, s *Session, m notification) error {
 
 // enqueue puts d into the queue, unless the connection ends before there is room.
 func (l *Link) enqueue(ctx context.Context, s *Session, d delivery) error {
-	l.ledger.begin(d.sub)
+	d.term = l.ledger.begin()
 	select {
 	case l.queue <- d:
 		return nil
