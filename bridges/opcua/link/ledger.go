@@ -7,7 +7,7 @@ import (
 // delivery is a notification on its way to the disk.
 type delivery struct {
 	term     uint64 // of the ledger
-	sequence uint32
+	sequence uint32 // 0: the server does not wait for it
 	values   []Value
 }
 
@@ -43,7 +43,7 @@ func (g *ledger) end(d delivery, err error) {
 	g.mu.Lock()
 	g.underway--
 	switch {
-	case d.term != g.term: // of a subscription that is no more: nobody to tell
+	case d.term != g.term || d.sequence == 0: // of a subscription that is no more, or of none: nobody to tell
 	case err != nil:
 		g.failed = append(g.failed, d.sequence)
 	default:

@@ -155,32 +155,35 @@ func (l *Link) hand(ctx context.Context, s *Session, m notification) error {
 		l.log.Error("a notification cannot be read; its values are lost", "sequence", m.sequence, "error", m.broken)
 	}
 	d := delivery{sequence: m.sequence, values: make([]Value, 0, len(m.changes))}
+	overflows, homeless := uint64(0), uint64(0)
 	for i := range m.changes {
 		it := l.byHandle[m.changes[i].handle]
-		if it == nil || !it.ready {
-			continue // an item that was just removed
+		if it == nil {
+			continue // an item that the configuration does not have any more
 		}
-		v := m.changes[i].value
-		l.stats.values.Add(1)
+		v := Value{it.index, m.changes[i].value}
 		if v.Status.Overflow() {
-			l.stats.overflows.Add(1)
+			overflows++
 		}
-		switch ua.StatusCode(v.Status &^ 0xFFFF) {
-		case ua.StatusBadNodeIDUnknown, ua.StatusBadNodeIDInvalid:
-			if it.id != 0 { // the node is gone; when it comes back, some servers want to be asked anew
-				l.orphans = append(l.orphans, it.id)
-				it.id = 0
-				it.fail(v.Status)
-				it.ready = true // its topic stays known for this very value
-				l.countItems()
-			}
+		if it.id != 0 && v.Status.IsBad() && noNode(v.Status) {
+			l.orphan(it)
+			it.fail(v.Status)
+			l.countItems()
 		}
-		d.values = append(d.values, Value{it.index, v})
+		if !it.named { // of a subscription from before this process, and the node cannot be described
+			it.last = &v
+			homeless++
+			continue
+		}
+		d.values = append(d.values, v)
 	}
 	l.stats.heard.Store(time.Now().UnixNano())
 	if err := l.enqueue(ctx, s, d); err != nil {
 		return err
 	}
+	l.stats.values.Add(uint64(len(d.values)) + homeless)
+	l.stats.overflows.Add(overflows)
+	l.stats.homeless.Add(homeless)
 	if l.sub.high == 0 || before(l.sub.high, following(m.sequence)) {
 		l.sub.high = following(m.sequence)
 	}

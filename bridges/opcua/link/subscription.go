@@ -83,7 +83,7 @@ func (l *Link) forgetSubscription() {
 	l.sub = nil
 	l.ledger.forget()
 	for _, it := range l.items {
-		it.id, it.ready, it.failures, it.due, it.err = 0, false, 0, time.Time{}, nil
+		it.id, it.ready, it.named, it.last, it.failures, it.due, it.err = 0, false, false, nil, 0, time.Time{}, nil
 	}
 	l.orphans = nil
 }
