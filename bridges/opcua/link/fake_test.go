@@ -32,6 +32,7 @@ type fakeServer struct {
 	nextID     uint32
 	namespaces []string
 	unknown    map[string]bool // nodes that are not there
+	denied     map[string]bool // nodes whose names may not be read
 	itemLimit  int             // more items in one call are refused
 	shrink     float64         // revised sampling interval in ms; 0: as asked
 	conns      map[*fakeConn]bool
@@ -59,7 +60,7 @@ func newFake(t *testing.T) *fakeServer {
 	return &fakeServer{
 		t: t, sessions: map[uint32]bool{}, kept: map[uint32][]byte{}, nextID: 100,
 		namespaces: []string{"http://opcfoundation.org/UA/", "urn:fake", "urn:test"},
-		unknown:    map[string]bool{}, conns: map[*fakeConn]bool{},
+		unknown:    map[string]bool{}, denied: map[string]bool{}, conns: map[*fakeConn]bool{},
 	}
 }
 
@@ -266,6 +267,8 @@ func (f *fakeServer) answer(req ua.Request) ua.Response {
 				v = &ua.DataValue{EncodingMask: ua.DataValueValue, Value: ua.MustVariant(f.namespaces)}
 			case n.NodeID.IntID() == id.Server_ServerStatus_State:
 				v = &ua.DataValue{EncodingMask: ua.DataValueValue, Value: ua.MustVariant(int32(0))}
+			case n.AttributeID == ua.AttributeIDBrowseName && f.denied[n.NodeID.String()]:
+				v = &ua.DataValue{EncodingMask: ua.DataValueStatusCode, Status: ua.StatusBadUserAccessDenied}
 			case n.AttributeID == ua.AttributeIDBrowseName && !f.unknown[n.NodeID.String()]:
 				v = &ua.DataValue{EncodingMask: ua.DataValueValue, Value: ua.MustVariant(&ua.QualifiedName{Name: n.NodeID.StringID()})}
 			}

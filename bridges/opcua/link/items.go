@@ -21,11 +21,16 @@ type item struct {
 	id       uint32        // of the monitored item; 0: the server does not watch it
 	sampling time.Duration // as the server revised it; 0: at every change
 	budget   time.Duration // for how long the server keeps its values
-	ready    bool          // the sink knows what it is called
-	err      error         // why the server does not watch it
+	ready    bool          // the sink knows what it is called now
+	named    bool          // the sink was told so once: it can take values, also those from before a failure
+	last     *Value        // that came when the sink could not take it; it follows when it can
+	err      error         // why it is not watched
 	failures int
 	due      time.Time // of the next attempt
 }
+
+// watched reports whether its values come and find their way.
+func (it *item) watched() bool { return it.id != 0 && it.ready }
 
 // fail puts the next attempt off, a little longer each time.
 func (it *item) fail(err error) {
@@ -50,19 +55,22 @@ func (l *Link) queueSize(sampling time.Duration) uint32 {
 // watch asks the server to watch every item that is due. One that it refuses is kept and tried again; the others flow.
 // The error is that of the connection.
 func (l *Link) watch(ctx context.Context, s *Session) error {
-	if err := l.unwatch(ctx, s, l.orphans); err != nil {
-		return err
-	}
-	l.orphans = nil
 	now := time.Now()
 	var tried []*item
 	for _, it := range l.items {
-		if it.id == 0 && !it.due.After(now) || it.id != 0 && !it.ready {
+		if !it.watched() && !it.due.After(now) {
 			tried = append(tried, it)
 		}
 	}
 	todo, err := l.resolve(ctx, s, tried)
 	if err != nil {
+		return err
+	}
+	if err := l.unwatch(ctx, s, l.orphans); err != nil {
+		return err
+	}
+	l.orphans = nil
+	if err := l.handLast(ctx, s, tried); err != nil {
 		return err
 	}
 	err = s.inBatches(len(todo), &s.limits.items, func(from, to int) error {
@@ -114,6 +122,9 @@ func (l *Link) resolve(ctx context.Context, s *Session, tried []*item) ([]*item,
 	}
 	for i, it := range describe {
 		if errs[i] != nil {
+			if noNode(errs[i]) {
+				l.orphan(it)
+			}
 			it.fail(errs[i])
 			continue
 		}
@@ -130,13 +141,56 @@ func (l *Link) resolve(ctx context.Context, s *Session, tried []*item) ([]*item,
 				it.fail(err)
 				continue
 			}
-			it.ready = true
+			it.ready, it.named = true, true
 		}
 		if it.id == 0 {
 			todo = append(todo, it)
+		} else {
+			it.err, it.failures = nil, 0
 		}
 	}
 	return todo, nil
+}
+
+// noNode reports whether the server does not have the node. When the node comes back, some servers want to be asked anew.
+func noNode(err error) bool {
+	switch statusOf(err) &^ 0xFFFF {
+	case ua.StatusBadNodeIDUnknown, ua.StatusBadNodeIDInvalid:
+		return true
+	default:
+		return false
+	}
+}
+
+// orphan gives the monitored item of it up.
+func (l *Link) orphan(it *item) {
+	if it.id != 0 {
+		l.orphans = append(l.orphans, it.id)
+		it.id = 0
+	}
+}
+
+// handLast hands over the value that an item had when the sink could not take it: the server sends no other before the next
+// change. It was counted as lost, and is acknowledged, so nobody waits for the disk here.
+func (l *Link) handLast(ctx context.Context, s *Session, items []*item) error {
+	var values []Value
+	for _, it := range items {
+		if it.named && it.last != nil {
+			values = append(values, *it.last)
+		}
+	}
+	if len(values) == 0 {
+		return nil
+	}
+	if err := l.enqueue(ctx, s, delivery{values: values}); err != nil {
+		return err
+	}
+	for _, it := range items {
+		if it.named {
+			it.last = nil
+		}
+	}
+	return nil
 }
 
 // parameters are what the server is asked to do for an item that it looks at so often.
@@ -277,7 +331,7 @@ func (l *Link) countItems() {
 	good := 0
 	l.pending = false
 	for _, it := range l.items {
-		if it.id != 0 {
+		if it.watched() {
 			good++
 		} else if !l.pending || it.due.Before(l.retryAt) {
 			l.retryAt, l.pending = it.due, true

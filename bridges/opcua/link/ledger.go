@@ -6,26 +6,29 @@ import (
 
 // delivery is a notification on its way to the disk.
 type delivery struct {
-	sub, sequence uint32
-	values        []Value
+	term     uint64 // of the ledger
+	sequence uint32 // 0: the server does not wait for it
+	values   []Value
 }
 
 // ledger is what the server is to be told: which notifications are on disk. Callbacks of the disk write to it.
 type ledger struct {
-	mu       sync.Mutex
-	sub      uint32
+	mu sync.Mutex
+	// term is that of the subscription, which counts those that were before it: a server that was started anew may use their
+	// numbers again.
+	term     uint64
 	underway int      // handed over and not on disk yet
 	acks     []uint32 // on disk, and the server does not know
 	failed   []uint32 // never will be on disk
 	changed  chan struct{}
 }
 
-// begin counts a delivery in.
-func (g *ledger) begin(sub uint32) {
+// begin counts a delivery in, and returns its term.
+func (g *ledger) begin() uint64 {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.sub = sub
 	g.underway++
+	return g.term
 }
 
 // cancel takes back what begin counted.
@@ -40,7 +43,7 @@ func (g *ledger) end(d delivery, err error) {
 	g.mu.Lock()
 	g.underway--
 	switch {
-	case d.sub != g.sub: // of a subscription that is no more: nobody to tell
+	case d.term != g.term || d.sequence == 0: // of a subscription that is no more, or of none: nobody to tell
 	case err != nil:
 		g.failed = append(g.failed, d.sequence)
 	default:
@@ -57,22 +60,22 @@ func (g *ledger) end(d delivery, err error) {
 func (g *ledger) forget() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.sub, g.acks, g.failed = 0, nil, nil
+	g.term++
+	g.acks, g.failed = nil, nil
 }
 
 // takeAcks hands out what can be acknowledged; giveBack returns what did not reach the server.
-func (g *ledger) takeAcks() []uint32 {
+func (g *ledger) takeAcks() (acks []uint32, term uint64) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	acks := g.acks
-	g.acks = nil
-	return acks
+	acks, g.acks = g.acks, nil
+	return acks, g.term
 }
 
-func (g *ledger) giveBack(sub uint32, acks []uint32) {
+func (g *ledger) giveBack(term uint64, acks []uint32) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if sub == g.sub {
+	if term == g.term {
 		g.acks = append(g.acks, acks...)
 	}
 }

@@ -95,7 +95,8 @@ type Link struct {
 	retryAt  time.Time
 	pending  bool // an item is to be tried again at retryAt
 	setbacks int
-	outdated bool // sub was made for other terms than the configuration has now
+	stuck    time.Time // since the first of the setbacks
+	outdated bool      // sub was made for other terms than the configuration has now
 	saved    []byte
 
 	ledger ledger
@@ -169,8 +170,13 @@ func lasting(err error) bool {
 	}
 }
 
-// mostSetbacks is how often the old session is tried before it is given up.
-const mostSetbacks = 5
+// mostSetbacks is how often the old session is tried, and sessionPatience for how long, before it is given up for a new
+// one that takes the subscription over. The subscription is given up when twice that was in vain: a server may choke on it
+// each time, but a line that breaks again and again looks the same, and behind it the server still has values.
+const (
+	mostSetbacks    = 5
+	sessionPatience = time.Minute
+)
 
 // errUsed is wrapped by the error of a connection that had come to be of use.
 var errUsed = errors.New("connection lost")
@@ -195,7 +201,7 @@ func (l *Link) Run(ctx context.Context) error {
 		if errors.Is(err, errUsed) {
 			clear(said)
 			if time.Since(started) >= l.pace.stable {
-				failures, l.setbacks = 0, 0
+				failures = 0
 			}
 			l.log.Warn("lost the OPC UA server", "endpoint", l.o.Endpoint, "error", err, "after", time.Since(started).Round(time.Millisecond))
 		} else if text := err.Error(); !said[text] && len(said) < 8 { // the same again says nothing new
@@ -233,6 +239,7 @@ func (l *Link) once(ctx context.Context) error {
 		l.setback()
 		return fmt.Errorf("connect to %s: %w", l.o.Endpoint, c.reason(err))
 	}
+	l.setbacks = 0
 	l.stats.connected(rung)
 	l.log.Info("connected to the OPC UA server", "endpoint", l.o.Endpoint, "security", Security{c.policy, c.mode}, "session", rung)
 	l.change(true, nil)
@@ -240,15 +247,25 @@ func (l *Link) once(ctx context.Context) error {
 }
 
 // setback counts attempts that failed on an open channel, at the old session or subscription. Something in them may be what
-// fails, each time: after mostSetbacks the next attempt begins all anew.
+// fails, each time. Where no new session can be had they are not to blame.
 func (l *Link) setback() {
-	if l.setbacks++; l.setbacks < mostSetbacks || l.session == nil && l.sub == nil {
+	if l.session == nil {
 		return
 	}
-	l.log.Warn("giving the old OPC UA session up: it cannot be taken back", "attempts", l.setbacks)
-	l.setbacks, l.session = 0, nil
-	if l.sub != nil {
+	if l.setbacks == 0 {
+		l.stuck = time.Now()
+	}
+	l.setbacks++
+	switch stuck := time.Since(l.stuck); {
+	case l.sub != nil && l.setbacks >= 2*mostSetbacks && stuck >= 2*sessionPatience:
+		l.log.Warn("giving the old OPC UA session and its subscription up: they cannot be taken back", "attempts", l.setbacks)
+		l.setbacks, l.session = 0, nil
 		l.forgetSubscription()
+	case l.setbacks >= mostSetbacks && stuck >= sessionPatience && (l.sub == nil || !l.sub.Astray):
+		l.log.Warn("giving the old OPC UA session up: it cannot be taken back", "attempts", l.setbacks)
+		if l.session = nil; l.sub == nil {
+			l.setbacks = 0
+		}
 	}
 }
 
@@ -283,25 +300,24 @@ func (l *Link) establish(ctx context.Context, c *channel, e Endpoint) (*Session,
 	rung := ""
 	if l.session != nil {
 		err := l.activate(ctx, c, e, l.session)
-		var code StatusCode
 		switch {
 		case err == nil:
 			rung = rungReactivated
-		case errors.As(err, &code):
+		case c.refused(err):
 			l.log.Info("the server does not take the old session back", "error", err)
 			l.session = nil
-		}
-		if err != nil && (l.session != nil || c.reason(nil) != nil) {
+		default:
 			return nil, "", err // the connection failed, not the session
 		}
 	}
-	transfer := false
 	if l.session == nil {
 		var err error
 		if l.session, err = l.newSession(ctx, c, e); err != nil {
 			return nil, "", err
 		}
-		transfer = l.sub != nil
+		if l.sub != nil {
+			l.sub.Astray = true
+		}
 		rung = rungCreated
 		l.save() // a session that is not written down cannot be taken up, nor closed
 	}
@@ -311,11 +327,16 @@ func (l *Link) establish(ctx context.Context, c *channel, e Endpoint) (*Session,
 	}
 	s.limits.tighten(&l.limits)
 	l.use(s) // it can write and read, however long the subscription takes
-	if transfer {
-		if l.transfer(ctx, s) {
+	if l.sub != nil && l.sub.Astray {
+		switch err := l.transfer(ctx, s); {
+		case err == nil:
 			rung = rungTransferred
-		} else {
+		case c.refused(err):
+			l.log.Info("the server does not hand the old subscription over", "error", err)
 			l.forgetSubscription()
+			rung = rungCreated
+		default:
+			return nil, "", err // the server may still have it
 		}
 	}
 	if err := l.subscribe(ctx, s); err != nil {

@@ -600,7 +600,7 @@ func TestAnOldSessionIsGivenUp(t *testing.T) {
 		}
 		f.mu.Unlock()
 		w.cut()
-		time.Sleep(time.Minute)
+		time.Sleep(2 * time.Minute)
 		w.change(num(1, 1))
 		time.Sleep(time.Second)
 		w.want(t, "0=1")

@@ -18,9 +18,10 @@ func (p *pump) notified(ctx context.Context, a *publishResponse) error {
 	}
 	m := a.message
 	if l.sub.next == 0 {
-		if err := p.begin(ctx, a); err != nil {
-			return err
-		}
+		l.begin(a)
+	}
+	if err := l.catchUp(ctx, p.s); err != nil {
+		return err
 	}
 	if err := p.order(ctx, m); err != nil {
 		return err
@@ -33,29 +34,47 @@ func (p *pump) notified(ctx context.Context, a *publishResponse) error {
 	return nil
 }
 
-// begin finds the sequence number to go on from, in a process that took over a subscription: that of the oldest
-// notification that was never acknowledged.
-func (p *pump) begin(ctx context.Context, a *publishResponse) error {
-	l := p.l
-	old := slices.DeleteFunc(slices.Clone(a.available), func(n uint32) bool { return !before(n, a.message.sequence) })
-	slices.SortFunc(old, func(x, y uint32) int { return int(int32(x - y)) })
-	l.sub.next = a.message.sequence
-	for _, n := range old {
-		m, err := p.s.republish(ctx, l.sub.ID, n)
+// begin finds where to go on from, in a process that took over a subscription: everything that was never acknowledged is
+// owed, then comes what a brings.
+func (l *Link) begin(a *publishResponse) {
+	first := a.message.sequence
+	l.sub.owed = slices.DeleteFunc(slices.Clone(a.available), func(n uint32) bool { return !before(n, first) })
+	slices.SortFunc(l.sub.owed, func(x, y uint32) int { return int(int32(x - y)) })
+	// What is older and not owed was acknowledged by the process before: it is no loss that the server has it no more.
+	l.sub.next, l.sub.high = first, first
+}
+
+// catchUp asks for the notifications that are owed, the oldest first. A number leaves the list when what it stands for was
+// handed over or can never be, so that a connection which ends meanwhile leaves the rest to the next one.
+func (l *Link) catchUp(ctx context.Context, s *Session) error {
+	for sub := l.sub; len(sub.owed) > 0; sub.owed = sub.owed[1:] {
+		n := sub.owed[0]
+		m, err := s.republish(ctx, sub.ID, n)
 		switch {
 		case err == nil:
-			l.stats.republished.Add(1)
-			if err := l.hand(ctx, p.s, m); err != nil {
+			if err := l.hand(ctx, s, m); err != nil {
 				return err
 			}
-		case l.unreadable(p.s, n, err):
-		case statusOf(err) == ua.StatusBadServiceUnsupported:
-			return nil
-		case statusOf(err) != ua.StatusBadMessageNotAvailable:
-			return fmt.Errorf("republish: %w", err)
+			l.stats.republished.Add(1)
+		case l.unreadable(s, n, err):
+		case gone(err):
+			l.stats.holes.Add(1)
+			l.log.Warn("a notification was never acknowledged and the server does not send it again", "sequence", n)
+		default:
+			return republishError(err)
 		}
 	}
 	return nil
+}
+
+// republishError says of a failed request whether the server has the subscription no more.
+func republishError(err error) error {
+	switch statusOf(err) {
+	case ua.StatusBadSubscriptionIDInvalid, ua.StatusBadNoSubscription:
+		return errNoSubscription
+	default:
+		return fmt.Errorf("republish: %w", err)
+	}
 }
 
 // before reports whether sequence number a comes before b, over the wrap.
@@ -67,8 +86,10 @@ func (p *pump) order(ctx context.Context, m notification) error {
 	switch {
 	case before(m.sequence, sub.next):
 		if i := slices.Index(sub.skipped, m.sequence); i >= 0 && !m.keepalive {
+			if err := l.hand(ctx, p.s, m); err != nil { // late, but it was given up, not delivered
+				return err
+			}
 			sub.skipped = slices.Delete(sub.skipped, i, i+1)
-			return l.hand(ctx, p.s, m) // late, but it was given up, not delivered
 		}
 		return nil // delivered before
 	case m.sequence != sub.next:
@@ -100,10 +121,10 @@ func (p *pump) mend(ctx context.Context, until uint32) error {
 		m, err := p.s.republish(ctx, sub.ID, sub.next)
 		switch {
 		case err == nil:
-			l.stats.republished.Add(1)
 			if err := l.hand(ctx, p.s, m); err != nil {
 				return err
 			}
+			l.stats.republished.Add(1)
 		case l.unreadable(p.s, sub.next, err):
 		case gone(err) && before(sub.next, sub.high):
 			// It was handed over before, and acknowledged since: only one near it has to be asked for again.
@@ -133,34 +154,45 @@ func (l *Link) hand(ctx context.Context, s *Session, m notification) error {
 		l.stats.broken.Add(1)
 		l.log.Error("a notification cannot be read; its values are lost", "sequence", m.sequence, "error", m.broken)
 	}
-	d := delivery{sub: l.sub.ID, sequence: m.sequence, values: make([]Value, 0, len(m.changes))}
+	d := delivery{sequence: m.sequence, values: make([]Value, 0, len(m.changes))}
+	overflows, homeless := uint64(0), uint64(0)
 	for i := range m.changes {
 		it := l.byHandle[m.changes[i].handle]
-		if it == nil || !it.ready {
-			continue // an item that was just removed
+		if it == nil {
+			continue // an item that the configuration does not have any more
 		}
-		v := m.changes[i].value
-		l.stats.values.Add(1)
+		v := Value{it.index, m.changes[i].value}
 		if v.Status.Overflow() {
-			l.stats.overflows.Add(1)
+			overflows++
 		}
-		switch ua.StatusCode(v.Status &^ 0xFFFF) {
-		case ua.StatusBadNodeIDUnknown, ua.StatusBadNodeIDInvalid:
-			if it.id != 0 { // the node is gone; when it comes back, some servers want to be asked anew
-				l.orphans = append(l.orphans, it.id)
-				it.id = 0
-				it.fail(v.Status)
-				it.ready = true // its topic stays known for this very value
-				l.countItems()
-			}
+		if it.id != 0 && v.Status.IsBad() && noNode(v.Status) {
+			l.orphan(it)
+			it.fail(v.Status)
+			l.countItems()
 		}
-		d.values = append(d.values, Value{it.index, v})
+		if !it.named { // of a subscription from before this process, and the node cannot be described
+			it.last = &v
+			homeless++
+			continue
+		}
+		d.values = append(d.values, v)
 	}
 	l.stats.heard.Store(time.Now().UnixNano())
+	if err := l.enqueue(ctx, s, d); err != nil {
+		return err
+	}
+	l.stats.values.Add(uint64(len(d.values)) + homeless)
+	l.stats.overflows.Add(overflows)
+	l.stats.homeless.Add(homeless)
 	if l.sub.high == 0 || before(l.sub.high, following(m.sequence)) {
 		l.sub.high = following(m.sequence)
 	}
-	l.ledger.begin(d.sub)
+	return nil
+}
+
+// enqueue puts d into the queue, unless the connection ends before there is room.
+func (l *Link) enqueue(ctx context.Context, s *Session, d delivery) error {
+	d.term = l.ledger.begin()
 	select {
 	case l.queue <- d:
 		return nil
@@ -172,7 +204,7 @@ func (l *Link) hand(ctx context.Context, s *Session, m notification) error {
 	case <-s.c.over:
 	case <-ctx.Done():
 	}
-	l.ledger.cancel() // next still is its number
+	l.ledger.cancel() // its number is still due
 	return s.c.reason(context.Cause(ctx))
 }
 

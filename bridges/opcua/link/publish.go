@@ -29,6 +29,7 @@ const (
 // published is the answer to a publish request.
 type published struct {
 	acks []uint32 // that went with the request
+	term uint64   // of acks
 	body []byte
 	err  error
 }
@@ -118,7 +119,7 @@ func (p *pump) timers() (retry, overdue, resume <-chan time.Time) {
 	if p.l.pending {
 		retry = time.After(max(time.Until(p.l.retryAt), 10*time.Millisecond))
 	}
-	if p.out > 0 {
+	if p.out > 0 && len(p.results) == 0 { // an answer that waits is none that is missing
 		overdue = time.After(time.Until(p.answers.Add(3*p.l.sub.KeepAlive + 5*time.Second)))
 	}
 	if d := time.Until(p.pause); d > 0 {
@@ -145,7 +146,7 @@ func (p *pump) fill() error {
 func (p *pump) send() error {
 	l := p.l
 	sub := l.sub.ID
-	acks := l.ledger.takeAcks()
+	acks, term := l.ledger.takeAcks()
 	req := &ua.PublishRequest{}
 	for _, n := range acks {
 		req.SubscriptionAcknowledgements = append(req.SubscriptionAcknowledgements,
@@ -159,12 +160,12 @@ func (p *pump) send() error {
 	}
 	_, err := p.s.c.begin(req, p.s.token, hint, func(body []byte, err error) {
 		if err != nil {
-			l.ledger.giveBack(sub, acks)
+			l.ledger.giveBack(term, acks)
 		}
-		results <- published{acks, body, err} // there is room for as many as are out
+		results <- published{acks, term, body, err} // there is room for as many as are out
 	})
 	if err != nil {
-		l.ledger.giveBack(sub, acks)
+		l.ledger.giveBack(term, acks)
 		return fmt.Errorf("send a publish request: %w", err)
 	}
 	p.out++
@@ -192,11 +193,11 @@ func (p *pump) answered(ctx context.Context, r published) error {
 		return p.notified(ctx, &a)
 	case code == ua.StatusBadTooManyPublishRequests:
 		p.want, p.pause = max(1, p.out), time.Now().Add(refusalPause)
-		l.ledger.giveBack(l.sub.ID, r.acks)
+		l.ledger.giveBack(r.term, r.acks)
 		return nil
 	case code == ua.StatusBadTimeout: // the server tidied up
 		p.pause = time.Now().Add(refusalPause)
-		l.ledger.giveBack(l.sub.ID, r.acks)
+		l.ledger.giveBack(r.term, r.acks)
 		return nil
 	case code == ua.StatusBadNoSubscription || code == ua.StatusBadSubscriptionIDInvalid:
 		l.forgetSubscription()
@@ -205,7 +206,7 @@ func (p *pump) answered(ctx context.Context, r published) error {
 		p.pause = time.Now().Add(refusalPause)
 		return nil // the gap that it leaves is asked for again
 	default:
-		l.ledger.giveBack(l.sub.ID, r.acks)
+		l.ledger.giveBack(r.term, r.acks)
 		return fmt.Errorf("publish: %w", err)
 	}
 }
@@ -288,7 +289,7 @@ func (p *pump) stop() {
 // lastAcks acknowledges what is on disk by a publish request whose answer nobody waits for, and then waits for the server
 // to have read it.
 func (p *pump) lastAcks(ctx context.Context) {
-	acks := p.l.ledger.takeAcks()
+	acks, _ := p.l.ledger.takeAcks()
 	if len(acks) == 0 {
 		return
 	}

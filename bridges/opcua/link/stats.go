@@ -14,6 +14,9 @@ type Stats struct {
 	// Missing notifications the server did not have any more, Unreadable ones could not be decoded, and Republished ones
 	// came at the second asking.
 	Missing, Unreadable, Republished uint64
+	// Homeless values came for items that the sink could not take, as their nodes could not be described: they are lost, but
+	// for the last one of each item.
+	Homeless uint64
 	// Connects by the rung of the ladder that they ended on.
 	Connects map[string]uint64
 	// Watched and Failed items.
@@ -25,8 +28,8 @@ type Stats struct {
 }
 
 type counters struct {
-	values, overflows, holes, broken, republished atomic.Uint64
-	good, failed, budget, heard                   atomic.Int64
+	values, overflows, holes, broken, republished, homeless atomic.Uint64
+	good, failed, budget, heard                             atomic.Int64
 
 	mu       sync.Mutex
 	connects map[string]uint64
@@ -49,7 +52,7 @@ func (l *Link) Stats() Stats {
 	c.mu.Unlock()
 	s := Stats{
 		Values: c.values.Load(), Overflows: c.overflows.Load(), Missing: c.holes.Load(), Unreadable: c.broken.Load(),
-		Republished: c.republished.Load(), Connects: connects, Watched: int(c.good.Load()), Failed: int(c.failed.Load()),
+		Republished: c.republished.Load(), Homeless: c.homeless.Load(), Connects: connects, Watched: int(c.good.Load()), Failed: int(c.failed.Load()),
 		Budget: time.Duration(c.budget.Load()),
 	}
 	if n := c.heard.Load(); n != 0 {

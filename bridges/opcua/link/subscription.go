@@ -34,10 +34,15 @@ type subscription struct {
 	Budget time.Duration `json:"budget"`
 	// Namespaces are those by which the items were resolved.
 	Namespaces []string `json:"namespaces"`
+	// Astray: it belongs to a session that is gone, and this one has yet to take it over.
+	Astray bool `json:"astray,omitempty"`
 
 	// next is the sequence number that is due. 0: this process has seen none yet and does not know.
 	next uint32
-	// high is the number after the highest that was handed over; it differs from next where some have to be asked for again.
+	// owed are numbers before next that an earlier process left unacknowledged and this one has yet to fetch.
+	owed []uint32
+	// high is the number after the highest that was handed over, by this process or the one before; it differs from next
+	// where some have to be asked for again.
 	high uint32
 	// skipped are the numbers that were given up, the last few of them.
 	skipped []uint32
@@ -78,7 +83,7 @@ func (l *Link) forgetSubscription() {
 	l.sub = nil
 	l.ledger.forget()
 	for _, it := range l.items {
-		it.id, it.ready, it.failures, it.due, it.err = 0, false, 0, time.Time{}, nil
+		it.id, it.ready, it.named, it.last, it.failures, it.due, it.err = 0, false, false, nil, 0, time.Time{}, nil
 	}
 	l.orphans = nil
 }
@@ -130,7 +135,7 @@ func fromMilliseconds(ms float64) time.Duration {
 }
 
 // transfer moves the subscription of a session that is gone to this one.
-func (l *Link) transfer(ctx context.Context, s *Session) bool {
+func (l *Link) transfer(ctx context.Context, s *Session) error {
 	var p transferResponse
 	err := s.call(ctx, &ua.TransferSubscriptionsRequest{SubscriptionIDs: []uint32{l.sub.ID}}, &p)
 	if err == nil {
@@ -139,10 +144,27 @@ func (l *Link) transfer(ctx context.Context, s *Session) bool {
 	if err == nil && p.results[0].status.IsBad() {
 		err = p.results[0].status
 	}
-	if err != nil {
-		l.log.Info("the server does not hand the old subscription over", "error", err)
+	// Nothing to do: an earlier attempt worked, and the line broke before its answer came.
+	if err != nil && statusOf(err) != ua.StatusBadNothingToDo {
+		return fmt.Errorf("transfer the subscription: %w", err)
 	}
-	return err == nil
+	l.sub.Astray = false
+	return nil
+}
+
+// refused reports whether err is the server's last word about what was asked for. A broken line is none, nor is the error by
+// which a server ends a connection, nor a status that says "not now".
+func (c *channel) refused(err error) bool {
+	switch statusOf(err) {
+	case ua.StatusOK, ua.StatusBadTimeout, ua.StatusBadRequestTimeout, ua.StatusBadOutOfMemory, ua.StatusBadResourceUnavailable,
+		ua.StatusBadTooManyOperations, ua.StatusBadServerHalted, ua.StatusBadShutdown, ua.StatusBadServerNotConnected,
+		ua.StatusBadCommunicationError, ua.StatusBadConnectionClosed, ua.StatusBadSecureChannelClosed,
+		ua.StatusBadSecureChannelIDInvalid, ua.StatusBadSecureChannelTokenUnknown, ua.StatusBadTCPServerTooBusy,
+		ua.StatusBadTCPInternalError, ua.StatusBadTCPNotEnoughResources:
+		return false
+	default:
+		return c.reason(nil) == nil
+	}
 }
 
 // errNoSubscription: the server does not have the subscription any more.
@@ -153,6 +175,9 @@ var errNoSubscription = errors.New("the server has dropped the subscription")
 func (l *Link) recover(ctx context.Context, s *Session) error {
 	if l.sub.next == 0 {
 		return nil
+	}
+	if err := l.catchUp(ctx, s); err != nil {
+		return err
 	}
 	for {
 		if underway, _ := l.ledger.state(); underway+outstanding >= window {
@@ -174,10 +199,8 @@ func (l *Link) recover(ctx context.Context, s *Session) error {
 			l.sub.next = following(l.sub.next) // acknowledged since
 		case code == ua.StatusBadMessageNotAvailable:
 			return nil
-		case code == ua.StatusBadSubscriptionIDInvalid || code == ua.StatusBadNoSubscription:
-			return errNoSubscription
 		default:
-			return fmt.Errorf("republish: %w", err)
+			return republishError(err)
 		}
 	}
 }
