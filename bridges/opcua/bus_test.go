@@ -15,6 +15,7 @@ import (
 type fakeBus struct {
 	mu       sync.Mutex
 	busy     bool
+	offers   int // while it was
 	refuse   map[string]error
 	commit   time.Duration // how long a record takes to the disk
 	messages []message.Message
@@ -39,6 +40,7 @@ func (b *fakeBus) Publish(m message.Message) (message.Ticket, error) {
 		return message.Ticket{}, err
 	}
 	if b.busy {
+		b.offers++
 		return message.Ticket{}, fmt.Errorf("buffer full: %w", message.ErrBusy)
 	}
 	b.messages = append(b.messages, m)
@@ -96,6 +98,12 @@ func (b *fakeBus) Subscribe(filter string, h message.Handler) (func(), error) {
 }
 
 func (b *fakeBus) Retained(string) []message.Message { return nil }
+
+func (b *fakeBus) refusals() int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.offers
+}
 
 func (b *fakeBus) setBusy(on bool) {
 	b.mu.Lock()
