@@ -15,6 +15,7 @@ import (
 type fakeBus struct {
 	mu       sync.Mutex
 	busy     bool
+	offers   int // while it was
 	refuse   map[string]error
 	commit   time.Duration // how long a record takes to the disk
 	messages []message.Message
@@ -39,6 +40,7 @@ func (b *fakeBus) Publish(m message.Message) (message.Ticket, error) {
 		return message.Ticket{}, err
 	}
 	if b.busy {
+		b.offers++
 		return message.Ticket{}, fmt.Errorf("buffer full: %w", message.ErrBusy)
 	}
 	b.messages = append(b.messages, m)
@@ -96,6 +98,12 @@ func (b *fakeBus) Subscribe(filter string, h message.Handler) (func(), error) {
 }
 
 func (b *fakeBus) Retained(string) []message.Message { return nil }
+
+func (b *fakeBus) refusals() int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.offers
+}
 
 func (b *fakeBus) setBusy(on bool) {
 	b.mu.Lock()
@@ -166,14 +174,15 @@ type counted struct {
 func (b *fakeBus) counters(t *testing.T, prefix string) counted {
 	t.Helper()
 	b.mu.Lock()
-	defer b.mu.Unlock()
+	messages := b.messages // only ever appended to; parsing 300,000 of them would hold the bridge up for seconds
+	b.mu.Unlock()
 	type state struct {
 		seen        map[int]bool
 		first, last int
 	}
 	all := map[string]*state{}
 	var c counted
-	for _, m := range b.messages {
+	for _, m := range messages {
 		if len(m.Topic) < len(prefix) || m.Topic[:len(prefix)] != prefix {
 			continue
 		}

@@ -171,7 +171,7 @@ func TestNothingIsLostOverFaults(t *testing.T) {
 	if got.lost != 0 || got.disordered != 0 {
 		t.Errorf("%d lost, %d out of order", got.lost, got.disordered)
 	}
-	if s.Overflows != 0 || s.Missing != 0 || s.Unreadable != 0 {
+	if s.Overflows != 0 || s.Missing != 0 || s.Unreadable != 0 || s.Homeless != 0 || s.Abandoned != 0 {
 		t.Errorf("the link counts losses: %+v", s)
 	}
 	// The values since the last acknowledgement may come twice, not more.

@@ -49,7 +49,7 @@ func newCollector(b *Bridge) *collector {
 		values: prometheus.NewDesc("tidegate_opcua_values_total",
 			"Values that came in by subscription.", nil, bridge),
 		lost: prometheus.NewDesc("tidegate_opcua_lost_total",
-			"Known losses: a value after which the server's queue overflowed, a notification missing at the server, or one that was unreadable.",
+			"Known losses: values after which the server's queue overflowed (overflow) or whose node has no topic (homeless), notifications that the server does not have (missing) or that make no sense (unreadable), and subscriptions that ended with whatever the server held for them (subscription).",
 			[]string{"reason"}, bridge),
 		republished: prometheus.NewDesc("tidegate_opcua_republished_total",
 			"Notifications that the server sent a second time, because they were missing.", nil, bridge),
@@ -93,6 +93,8 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	counter(c.lost, s.Overflows, "overflow")
 	counter(c.lost, s.Missing, "missing")
 	counter(c.lost, s.Unreadable, "unreadable")
+	counter(c.lost, s.Homeless, "homeless")
+	counter(c.lost, s.Abandoned, "subscription")
 	counter(c.republished, s.Republished)
 	counter(c.refused, c.b.figures.refused.Load())
 	for _, session := range []string{"reactivated", "transferred", "created"} {

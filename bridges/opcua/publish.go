@@ -10,9 +10,10 @@ import (
 	"tidegate/message"
 )
 
-// While the gateway cannot take a value it is offered again after busyFirst, then after twice as long, up to busyLimit.
+// While the gateway cannot take a value it is offered again after busyFirst, then after twice as long, up to busyLimit: the
+// gateway counts each offer that it refuses.
 const (
-	busyFirst = 20 * time.Millisecond
+	busyFirst = 500 * time.Millisecond
 	busyLimit = 2 * time.Second
 )
 

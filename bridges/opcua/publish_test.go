@@ -81,6 +81,9 @@ func TestABusyGatewayIsAskedAgain(t *testing.T) {
 		go b.Take(t.Context(), values, o.done)
 		time.Sleep(time.Hour)
 		o.none(t, "the gateway takes nothing")
+		if n, most := bus.refusals(), int(time.Hour/busyLimit)+5; n > most {
+			t.Errorf("%d offers in an hour, want at most %d", n, most)
+		}
 		bus.setBusy(false)
 		started := time.Now()
 		if err := <-o.of; err != nil || time.Since(started) > busyLimit+time.Second {
@@ -94,6 +97,25 @@ func TestABusyGatewayIsAskedAgain(t *testing.T) {
 		o.none(t, "the values were not taken over")
 		if bus.count() != 2 {
 			t.Errorf("%d messages", bus.count())
+		}
+	})
+}
+
+// TestAShortBusySpellCostsFewOffers: the gateway counts each one that it refuses.
+func TestAShortBusySpellCostsFewOffers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		bus := newBus()
+		b, values := taking(t, bus, 1)
+		bus.setBusy(true)
+		o := outcomes{make(chan error, 10)}
+		go b.Take(t.Context(), values, o.done)
+		time.Sleep(5 * time.Second)
+		bus.setBusy(false)
+		if err := <-o.of; err != nil {
+			t.Error(err)
+		}
+		if n := bus.refusals(); n > 5 {
+			t.Errorf("%d offers in 5 s, want at most 5", n)
 		}
 	})
 }

@@ -96,7 +96,7 @@ type Link struct {
 	pending  bool // an item is to be tried again at retryAt
 	setbacks int
 	stuck    time.Time // since the first of the setbacks
-	outdated bool      // sub was made for other terms than the configuration has now
+	outdated string    // why sub is to be made anew; empty: it is not
 	saved    []byte
 
 	ledger ledger
@@ -258,9 +258,8 @@ func (l *Link) setback() {
 	l.setbacks++
 	switch stuck := time.Since(l.stuck); {
 	case l.sub != nil && l.setbacks >= 2*mostSetbacks && stuck >= 2*sessionPatience:
-		l.log.Warn("giving the old OPC UA session and its subscription up: they cannot be taken back", "attempts", l.setbacks)
+		l.giveUp(fmt.Sprintf("it could not be taken back in %d attempts", l.setbacks))
 		l.setbacks, l.session = 0, nil
-		l.forgetSubscription()
 	case l.setbacks >= mostSetbacks && stuck >= sessionPatience && (l.sub == nil || !l.sub.Astray):
 		l.log.Warn("giving the old OPC UA session up: it cannot be taken back", "attempts", l.setbacks)
 		if l.session = nil; l.sub == nil {
@@ -332,8 +331,7 @@ func (l *Link) establish(ctx context.Context, c *channel, e Endpoint) (*Session,
 		case err == nil:
 			rung = rungTransferred
 		case c.refused(err):
-			l.log.Info("the server does not hand the old subscription over", "error", err)
-			l.forgetSubscription()
+			l.giveUp(err.Error())
 			rung = rungCreated
 		default:
 			return nil, "", err // the server may still have it

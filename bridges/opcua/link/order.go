@@ -27,8 +27,7 @@ func (p *pump) notified(ctx context.Context, a *publishResponse) error {
 		return err
 	}
 	if m.ended != 0 {
-		l.log.Warn("the server ends the subscription", "status", m.ended)
-		l.forgetSubscription()
+		l.giveUp(fmt.Sprintf("the server ends it: %s", m.ended))
 		return errNoSubscription
 	}
 	return nil

@@ -104,7 +104,9 @@ func (p *pump) run(ctx context.Context) error {
 			l.save()
 		case <-overdue:
 			// A server that took the session back and never answers has forgotten its subscription, without saying so.
-			l.outdated = l.outdated || !p.heard
+			if !p.heard {
+				l.outdated = "the server never answers for it"
+			}
 			return fmt.Errorf("%w to a publish request: not even a keep-alive", errNoAnswer)
 		}
 	}
@@ -200,7 +202,7 @@ func (p *pump) answered(ctx context.Context, r published) error {
 		l.ledger.giveBack(r.term, r.acks)
 		return nil
 	case code == ua.StatusBadNoSubscription || code == ua.StatusBadSubscriptionIDInvalid:
-		l.forgetSubscription()
+		l.giveUp(err.Error())
 		return errNoSubscription
 	case code == 0 && l.unreadable(p.s, l.sub.next, err):
 		p.pause = time.Now().Add(refusalPause)

@@ -1,10 +1,13 @@
 package link
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"path/filepath"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -241,6 +244,78 @@ func TestNotNowIsNoRefusal(t *testing.T) {
 		time.Sleep(20 * time.Second)
 		w.want(t, "0=1")
 		if s := w.Stats(); s.Connects[rungTransferred] != 1 || s.Connects[rungCreated] != 1 {
+			t.Errorf("counted %+v", s)
+		}
+	})
+}
+
+// TestAnEndedSubscriptionIsCounted: what the server held for it is gone, and that shows.
+func TestAnEndedSubscriptionIsCounted(t *testing.T) {
+	for what, spoil := range map[string]func(*fakeServer){
+		"the transfer is refused": func(f *fakeServer) {
+			clear(f.sessions)
+			f.onRequest = func(req ua.Request) (ua.Response, error) {
+				if _, ok := req.(*ua.TransferSubscriptionsRequest); ok {
+					return nil, ua.StatusBadServiceUnsupported
+				}
+				return nil, nil
+			}
+		},
+		"the subscription is gone": func(f *fakeServer) { f.sub = 0 },
+		"the server is a new one":  func(f *fakeServer) { f.sub = 0; clear(f.sessions) },
+		"the namespaces moved":     func(f *fakeServer) { f.namespaces = append(f.namespaces, "urn:more") },
+		"the line breaks for two minutes": func(f *fakeServer) {
+			f.onRequest = func(req ua.Request) (ua.Response, error) {
+				if q, ok := req.(*ua.RepublishRequest); ok && q.SubscriptionID <= 102 {
+					go f.cut()
+					return nil, errors.New("no answer")
+				}
+				return nil, nil
+			}
+		},
+	} {
+		t.Run(what, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				f := newFake(t)
+				var log bytes.Buffer
+				w := newWorld(t, f, 1, func(o *Options) {
+					o.Log = slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelWarn}))
+				})
+				defer w.stop()
+				w.change(num(1, 1))
+				synctest.Wait()
+				if s := w.Stats(); s.Abandoned != 0 {
+					t.Errorf("counted %+v before", s)
+				}
+				f.mu.Lock()
+				spoil(f)
+				f.mu.Unlock()
+				w.cut()
+				time.Sleep(4 * time.Minute)
+				if s := w.Stats(); s.Abandoned != 1 {
+					t.Errorf("counted %+v", s)
+				}
+				w.change(num(1, 2))
+				time.Sleep(time.Second)
+				w.want(t, "0=1", "0=2")
+				w.stop()
+				if !strings.Contains(log.String(), "values that the server still held for it are lost") {
+					t.Errorf("the log says %s", log.String())
+				}
+			})
+		})
+	}
+}
+
+// TestAnotherServerInTheConfiguration: what the one before held for this gateway is given up, not forgotten in silence.
+func TestAnotherServerInTheConfiguration(t *testing.T) {
+	state := filepath.Join(t.TempDir(), "x.session")
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake(t)
+		newWorld(t, f, 1, func(o *Options) { o.State = state }).stop()
+		w := newWorld(t, f, 1, func(o *Options) { o.State, o.Endpoint = state, "opc.tcp://other:4840" })
+		defer w.stop()
+		if s := w.Stats(); s.Abandoned != 1 {
 			t.Errorf("counted %+v", s)
 		}
 	})

@@ -93,7 +93,14 @@ func (l *Link) restore() {
 		l.log.Warn("the saved OPC UA session cannot be read; beginning a new one", "file", l.o.State, "error", err)
 		return
 	}
-	if st.Version != stateVersion || st.Server != l.serverKey() || st.Session == nil || st.Session.Token.IsZero() {
+	if st.Version != stateVersion || st.Session == nil || st.Session.Token.IsZero() {
+		return
+	}
+	if st.Server != l.serverKey() {
+		if st.Subscription != nil {
+			l.sub = st.Subscription
+			l.giveUp("the configuration names another endpoint, security or user now")
+		}
 		return
 	}
 	l.session = st.Session
@@ -102,7 +109,7 @@ func (l *Link) restore() {
 	}
 	l.sub = st.Subscription
 	if st.Terms != l.termsKey() || len(l.items) == 0 {
-		l.outdated = true
+		l.outdated = "the configuration has other intervals, another outage_budget or no nodes now"
 		return
 	}
 	items := map[string]*item{}

@@ -17,6 +17,8 @@ type Stats struct {
 	// Homeless values came for items that the sink could not take, as their nodes could not be described: they are lost, but
 	// for the last one of each item.
 	Homeless uint64
+	// Abandoned subscriptions ended before the server had sent all that it may have held for them.
+	Abandoned uint64
 	// Connects by the rung of the ladder that they ended on.
 	Connects map[string]uint64
 	// Watched and Failed items.
@@ -28,8 +30,8 @@ type Stats struct {
 }
 
 type counters struct {
-	values, overflows, holes, broken, republished, homeless atomic.Uint64
-	good, failed, budget, heard                             atomic.Int64
+	values, overflows, holes, broken, republished, homeless, abandoned atomic.Uint64
+	good, failed, budget, heard                                        atomic.Int64
 
 	mu       sync.Mutex
 	connects map[string]uint64
@@ -52,7 +54,7 @@ func (l *Link) Stats() Stats {
 	c.mu.Unlock()
 	s := Stats{
 		Values: c.values.Load(), Overflows: c.overflows.Load(), Missing: c.holes.Load(), Unreadable: c.broken.Load(),
-		Republished: c.republished.Load(), Homeless: c.homeless.Load(), Connects: connects, Watched: int(c.good.Load()), Failed: int(c.failed.Load()),
+		Republished: c.republished.Load(), Homeless: c.homeless.Load(), Abandoned: c.abandoned.Load(), Connects: connects, Watched: int(c.good.Load()), Failed: int(c.failed.Load()),
 		Budget: time.Duration(c.budget.Load()),
 	}
 	if n := c.heard.Load(); n != 0 {

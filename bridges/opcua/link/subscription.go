@@ -51,18 +51,17 @@ type subscription struct {
 // subscribe sees to it that there is a subscription with every item that the server knows, and that what it sent in vain
 // is sent again.
 func (l *Link) subscribe(ctx context.Context, s *Session) error {
-	if l.sub != nil && l.outdated {
-		l.deleteSubscription(ctx, s)
+	if l.sub != nil && l.outdated != "" {
+		l.deleteSubscription(ctx, s, l.outdated)
 	}
-	l.outdated = false
+	l.outdated = ""
 	if l.sub != nil && !slices.Equal(l.sub.Namespaces, s.namespaces) {
 		// The indexes in the items' node IDs may mean other nodes now.
-		l.log.Info("the server numbers its namespaces differently; watching all nodes anew")
-		l.deleteSubscription(ctx, s)
+		l.deleteSubscription(ctx, s, "the server numbers its namespaces differently")
 	}
 	if l.sub != nil {
 		if err := l.recover(ctx, s); errors.Is(err, errNoSubscription) {
-			l.forgetSubscription()
+			l.giveUp(err.Error())
 		} else if err != nil {
 			return err
 		}
@@ -78,8 +77,15 @@ func (l *Link) subscribe(ctx context.Context, s *Session) error {
 	return l.watch(ctx, s)
 }
 
-// forgetSubscription drops all that belongs to a subscription which is no more.
-func (l *Link) forgetSubscription() {
+// giveUp drops all that belongs to a subscription which cannot be gone on with. What the server still held for it nobody will
+// ever get; how much that was it does not say.
+func (l *Link) giveUp(why string) {
+	if len(l.items) > 0 { // else nobody wants it
+		underway, _ := l.ledger.state()
+		l.stats.abandoned.Add(1)
+		l.log.Warn("an OPC UA subscription has ended; values that the server still held for it are lost", "why", why,
+			"subscription", l.sub.ID, "nodes", len(l.items), "outage_budget", l.sub.Budget, "fetched_and_not_on_disk", underway)
+	}
 	l.sub = nil
 	l.ledger.forget()
 	for _, it := range l.items {
@@ -88,12 +94,12 @@ func (l *Link) forgetSubscription() {
 	l.orphans = nil
 }
 
-func (l *Link) deleteSubscription(ctx context.Context, s *Session) {
+func (l *Link) deleteSubscription(ctx context.Context, s *Session, why string) {
 	p := statusResponse{encoding: id.DeleteSubscriptionsResponse_Encoding_DefaultBinary}
 	if err := s.call(ctx, &ua.DeleteSubscriptionsRequest{SubscriptionIDs: []uint32{l.sub.ID}}, &p); err != nil {
 		l.log.Debug("old subscription not deleted", "error", err) // it ends by itself
 	}
-	l.forgetSubscription()
+	l.giveUp(why)
 }
 
 func (l *Link) createSubscription(ctx context.Context, s *Session) error {
