@@ -174,7 +174,7 @@ func TestProblems(t *testing.T) {
 		// who may what
 		{"nobody can connect, said", "[auth]\nanonymous = false", `2:13: auth.anonymous: nobody can connect: no listener admits anonymous clients and there is no auth.users_file`},
 		{"nobody can connect, by listener", "[auth]\nanonymous = true\n[listener.a]\nlisten = 'mqtt://127.0.0.1:0'\nanonymous = false", `2:13: auth.anonymous: nobody can connect: no listener admits anonymous clients and there is no auth.users_file`},
-		{"nobody can connect, by default", "[listener.a]\nlisten = 'mqtt://:1883'", `1:2: listener: warning: nobody can connect: no listener admits anonymous clients and there is no auth.users_file; other machines can reach a listener, so anonymous clients are only admitted by auth.anonymous = true`},
+		{"nobody can connect, by default", "[listener.a]\nlisten = 'mqtt://:1883'", `2:10: listener.a.listen: warning: nobody can connect: no listener admits anonymous clients and there is no auth.users_file; other machines can reach this address, so anonymous clients are only admitted by auth.anonymous = true`},
 		{"users file", "[auth]\nusers_file = '/nowhere/users.toml'", "2:14: auth.users_file: /nowhere/users.toml: no such file; `tidegate passwd USER` writes it"},
 		{"no users file", "[auth]\nusers_file = ''", `2:14: auth.users_file: is empty; leave the key out when there is no such file`},
 		{"rule without a user", "[[auth.rule]]\npublish = ['a']", `1:8: auth.rule[1].user: is missing: say whom it is for: a name, "press-*", "anonymous" or "*"`},

@@ -100,15 +100,21 @@ func (v *validator) auth() {
 	}
 }
 
-// nobody reports that no client can connect: an error when the file says so itself, a warning when it follows from a
-// listener that other machines can reach.
+// nobody reports that no client can connect: an error when the file says so itself, a warning when it follows from an
+// address that other machines can reach.
 func (v *validator) nobody(explicit bool) {
 	const text = "nobody can connect: no listener admits anonymous clients and there is no auth.users_file"
 	if explicit {
 		v.wrong("auth.anonymous", "%s", text)
 		return
 	}
-	v.warn("listener", "%s; other machines can reach a listener, so anonymous clients are only admitted by auth.anonymous = true", text)
+	for _, b := range v.endpoints {
+		if !b.loopback() {
+			v.add(Warning, b.at, b.key, "%s; other machines can reach this address, so anonymous clients are only admitted by auth.anonymous = true", text)
+			return
+		}
+	}
+	v.warn("listener", "%s", text) // each listener says so itself
 }
 
 // users checks the users file and returns the names in it; nil when they are not known.

@@ -354,7 +354,9 @@ func TestRefusalsAreTold(t *testing.T) {
 		{codes.GET, "/ps/secret", "", codes.Forbidden, nil},
 		{codes.POST, "/ps/a", "x", codes.Changed, nil},
 	} {
+		mu.Lock()
 		told = nil
+		mu.Unlock()
 		c.want(k.code, k.method, k.path, k.payload)
 		mu.Lock()
 		if k.want == nil && len(told) > 0 || k.want != nil && (len(told) != 1 || !errors.Is(told[0], k.want)) {
@@ -362,6 +364,9 @@ func TestRefusalsAreTold(t *testing.T) {
 		}
 		mu.Unlock()
 	}
+	mu.Lock()
+	told = nil
+	mu.Unlock()
 	g.bus.setRefuse(func(message.Message) error { return message.ErrBusy })
 	c.want(codes.ServiceUnavailable, codes.POST, "/ps/a", "x")
 	mu.Lock()
