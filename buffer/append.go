@@ -121,9 +121,6 @@ func (l *Log) gatheringFrame() *frameBuilder {
 	var buf []byte
 	if n := len(l.buffers); n > 0 {
 		buf, l.buffers = l.buffers[n-1], l.buffers[:n-1]
-	} else if len(l.gathering) > 0 {
-		// The frame before is full and the disk is busy: this one will be full too, and need not grow to it step by step.
-		buf = make([]byte, 0, l.frameLimitLocked()+frameSlack)
 	}
 	f := newFrame(frameCommit, buf, time.Now().UnixMilli())
 	f.first = l.nextPos

@@ -77,7 +77,7 @@ func (f *frameBuilder) addSection(kind sectionKind, fill func(b []byte) ([]byte,
 	f.sections++
 }
 
-// finish gives the bytes for off: the frame and an end mark. Room for padded is left behind them.
+// finish gives the bytes for off: the frame and an end mark.
 func (f *frameBuilder) finish(salt uint64, off int64) []byte {
 	h := frameHeader{kind: f.kind, sections: f.sections, count: f.count, first: f.first, base: f.base, expires: f.expires}
 	if f.expires == never {
@@ -85,10 +85,7 @@ func (f *frameBuilder) finish(salt uint64, off int64) []byte {
 	}
 	finishFrame(f.buf, h, salt, off)
 	n := len(f.buf)
-	if cap(f.buf) < n+endMarkLen+pageLen { // at most once for a buffer, which is used again
-		f.buf = append(make([]byte, 0, n+n/8+endMarkLen+pageLen), f.buf...)
-	}
-	b := f.buf[:n+endMarkLen]
+	b := append(f.buf, make([]byte, endMarkLen)...)
 	putEndMark(b[n:], salt, off+int64(n))
 	f.buf = b[:n]
 	return b
@@ -98,15 +95,3 @@ func (f *frameBuilder) finish(salt uint64, off int64) []byte {
 func (f *frameBuilder) last() Pos { return f.first + uint64(f.count) - 1 }
 
 func chargeOf(data []byte) int64 { return int64(len(data)) + recordOverhead }
-
-// padded appends zeros to b, which is to be written at off, up to the next page of the file or limit. A page that is written
-// as a whole is not read before, and what follows in it is nothing yet: the next frame.
-func padded(b []byte, off, limit int64) []byte {
-	end := off + int64(len(b))
-	n := min((end+pageLen-1)/pageLen*pageLen, limit) - end
-	if n <= 0 {
-		return b
-	}
-	var zeros [pageLen]byte
-	return append(b, zeros[:n]...)
-}

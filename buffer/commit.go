@@ -270,7 +270,7 @@ func (l *Log) writeFrame(f *frameBuilder, sync bool) (*segment, int64, error) {
 			return nil, 0, err
 		}
 		off = seg.end
-		b := padded(f.finish(seg.salt, off), off, seg.limit())
+		b := f.finish(seg.salt, off)
 		if err := writeAt(seg.file, b, off); err != nil {
 			l.suspect(seg)
 			return nil, 0, fmt.Errorf("write %s: %w", seg.name, err)
@@ -349,7 +349,7 @@ func (l *Log) publish(j job, seg *segment, off int64) {
 		l.settle(f.last())
 		l.gathered -= f.waiting
 		waiters = l.takeWaiters(l.durable)
-		if len(l.buffers) < spareBuffers && cap(f.buf) <= 2*frameBytes {
+		if len(l.buffers) < 2 && cap(f.buf) <= 2*frameBytes {
 			l.buffers = append(l.buffers, f.buf)
 		}
 	}

@@ -70,10 +70,8 @@ const (
 	slotAt           = 1024
 	slotLen          = 24
 	dataStart        = 2048
-	// pageLen is the size of a page of the page cache and of most disks.
-	pageLen = 4096
 	// firstPage is what one bad page at the head may cost, tailLen is kept for the header's copy at the end.
-	firstPage        = pageLen
+	firstPage        = 4096
 	tailLen          = 512
 	frameHeaderLen   = 48
 	sectionHeaderLen = 24

@@ -14,10 +14,6 @@ const (
 	maxSegmentBytes = 16 << 20
 	// frameBytes is where a gathering frame is closed: enough to make an fsync worthwhile, little enough to lose to one bad bit.
 	frameBytes = 1 << 20
-	// frameSlack is room for the last record, the index, cursors and padding of a frame, spareBuffers how many buffers of frames
-	// are kept to be used again.
-	frameSlack   = 64 << 10
-	spareBuffers = 4
 	// recordOverhead is charged to the bound for each record beside its data.
 	recordOverhead = 16
 )

@@ -85,11 +85,8 @@ func (l *Log) newSegment(n int) (*segment, error) {
 	s.end = int64(len(b))
 	b = append(b, make([]byte, endMarkLen)...)
 	putEndMark(b[s.end:], s.salt, s.end)
-	last := make([]byte, min(pageLen, size-int64(len(b))))
-	copy(last[len(last)-tailLen:], s.head[:])
-	err = writeAt(f, last, size-int64(len(last)))
+	err = writeAt(f, s.head[:], size-tailLen)
 	if err == nil {
-		b = padded(b, 0, size-int64(len(last)))
 		err = writeAt(f, b, 0)
 	}
 	if err != nil {

@@ -118,37 +118,14 @@ func (l *Log) makeSpare(size int64) error {
 	return nil
 }
 
-// zeroFiller is a File that has a better way to fill itself with zeros than being written to.
-type zeroFiller interface {
-	// fillZeros writes size zeros from the start on. It returns how far it came: less than size, without an error, where
-	// there is no better way. stopped is asked now and then whether to give up.
-	fillZeros(size int64, stopped func() bool) (int64, error)
-}
-
 // zeroFill writes size zeros, unless stop is closed.
 func zeroFill(f File, size int64, stop <-chan struct{}) error {
-	stopped := func() bool {
+	zeros := make([]byte, min(size, 256<<10))
+	for off := int64(0); off < size; off += int64(len(zeros)) {
 		select {
 		case <-stop:
-			return true
-		default:
-			return false
-		}
-	}
-	var off int64
-	if z, ok := f.(zeroFiller); ok {
-		var err error
-		if off, err = z.fillZeros(size, stopped); err != nil {
-			return err
-		}
-	}
-	var zeros []byte
-	for ; off < size; off += int64(len(zeros)) {
-		if stopped() {
 			return ErrClosed
-		}
-		if zeros == nil {
-			zeros = make([]byte, min(size, 256<<10))
+		default:
 		}
 		if err := writeAt(f, zeros[:min(int64(len(zeros)), size-off)], off); err != nil {
 			return err
