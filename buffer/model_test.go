@@ -37,8 +37,8 @@ type nameOf struct {
 
 // model drives a log with random operations and compares what it tells with a simple memory of them.
 type model struct {
-	// reused says that the log overwrote a segment before its cursor was synced, which it does only on a full disk.
-	reused atomic.Bool
+	// hurried says that the log overwrote or removed a segment before its cursor was synced, which it does only on a full disk.
+	hurried atomic.Bool
 
 	t  *testing.T
 	r  *rand.Rand
@@ -84,8 +84,8 @@ func (m *model) lastTrace() string {
 type traceWriter struct{ m *model }
 
 func (w traceWriter) Write(b []byte) (int, error) {
-	if bytes.Contains(b, []byte("segment used again at once")) {
-		w.m.reused.Store(true)
+	if bytes.Contains(b, []byte("segment used again at once")) || bytes.Contains(b, []byte("segment removed at once")) {
+		w.m.hurried.Store(true)
 	}
 	w.m.log("    %s", strings.TrimSpace(string(b)))
 	return len(b), nil
@@ -145,8 +145,8 @@ func (m *model) dropped(q *Queue, why Reason, recs []Rec) {
 			}
 			continue
 		}
-		if f.gone && why == Damaged && m.reused.Load() {
-			// Not lost: on a full disk a segment that nobody needs was overwritten before the disk had the cursor that says so,
+		if f.gone && why == Damaged && m.hurried.Load() {
+			// Not lost: on a full disk a segment that nobody needs was overwritten or removed before the disk had the cursor that says so,
 			// and the process ended in between.
 			continue
 		}
@@ -160,17 +160,30 @@ func (m *model) dropped(q *Queue, why Reason, recs []Rec) {
 	}
 }
 
-// factOf finds the record by its content, or by its sequence where that is not known.
+// factOf finds the record by its content, or by its sequence where that is not known. A record whose commit failed leaves its
+// sequence to a later one, so of several the one that is on disk and not gone is meant, then one that is not gone.
 func (m *model) factOf(queue string, r Rec) *fact {
 	if r.Data != nil {
 		return m.facts[idOf(r.Data)]
 	}
+	var best *fact
+	rank := func(f *fact) int {
+		switch {
+		case f == nil:
+			return 0
+		case f.gone:
+			return 1
+		case !f.durable:
+			return 2
+		}
+		return 3
+	}
 	for _, f := range m.facts {
-		if f.queue == queue && f.seq == r.Seq && !f.failed {
-			return f
+		if f.queue == queue && f.seq == r.Seq && !f.failed && rank(f) > rank(best) {
+			best = f
 		}
 	}
-	return nil
+	return best
 }
 
 // payload makes content that tells its number and cannot be mistaken.

@@ -246,13 +246,15 @@ func (l *Log) takeDead(need int64) (spare, bool) {
 	return spare{}, false
 }
 
-// removeUseless removes segments without live records that cannot be used again. It returns whether there were any.
+// removeUseless removes segments without live records that cannot be used again, although no cursor that says so is synced yet:
+// without the room there is nowhere to write one. It returns whether there were any.
 func (l *Log) removeUseless() bool {
 	l.mu.Lock()
 	var paths []string
 	for _, s := range slices.Clone(l.dead) {
 		if s.pins == 0 && s != l.anchor {
 			l.removeSegment(s)
+			l.log.Debug("segment removed at once", "segment", s.name)
 			paths = append(paths, s.path(l.dir))
 		}
 	}
