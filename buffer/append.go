@@ -46,7 +46,9 @@ func (l *Log) Append(recs ...Record) (Pos, error) {
 	added := int64(len(f.buf)) - before
 	f.waiting += added
 	l.gathered += added
-	l.wakeCommitter()
+	if f.count >= l.wakeAt || l.large(f) {
+		l.wakeCommitter()
+	}
 	return l.nextPos - 1, nil
 }
 
@@ -122,8 +124,9 @@ func (l *Log) gatheringFrame() *frameBuilder {
 	if n := len(l.buffers); n > 0 {
 		buf, l.buffers = l.buffers[n-1], l.buffers[:n-1]
 	}
-	f := newFrame(frameCommit, buf, time.Now().UnixMilli())
-	f.first = l.nextPos
+	now := time.Now()
+	f := newFrame(frameCommit, buf, now.UnixMilli())
+	f.first, f.began = l.nextPos, now
 	l.gathering = append(l.gathering, f)
 	return f
 }

@@ -1,5 +1,7 @@
 package buffer
 
+import "time"
+
 // frameBuilder gathers one frame. The space for the headers is kept free in front of the records.
 type frameBuilder struct {
 	kind    frameKind
@@ -10,8 +12,10 @@ type frameBuilder struct {
 	// sections is filled in when they are closed.
 	sections uint16
 	first    Pos
-	base     int64
-	expires  int64
+	// began is when the first record was added.
+	began   time.Time
+	base    int64
+	expires int64
 	// charge is what the records are charged to their bounds.
 	charge int64
 	// waiting is what the frame adds to Log.gathered.

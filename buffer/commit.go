@@ -9,20 +9,15 @@ import (
 
 // commitLoop is the one goroutine that writes segments. It ends after Close, when everything is written.
 func (l *Log) commitLoop() {
-	timer := time.NewTimer(time.Hour)
-	defer timer.Stop()
+	l.pace.timer = time.NewTimer(idle)
+	defer l.pace.timer.Stop()
 	for {
 		wait, more := l.step()
 		if !more {
 			return
 		}
-		if wait == 0 {
-			continue
-		}
-		timer.Reset(wait)
-		select {
-		case <-l.kick:
-		case <-timer.C:
+		if wait > 0 {
+			l.sleep(wait)
 		}
 	}
 }
@@ -48,9 +43,11 @@ func (l *Log) step() (time.Duration, bool) {
 		}
 	}
 
+	l.letGather()
 	l.mu.Lock()
 	j := l.nextJob(time.Now(), closing)
 	l.mu.Unlock()
+	l.pace.took(j.frame)
 	if !j.work() && l.moved {
 		l.moved = false
 		return 0, true

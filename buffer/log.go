@@ -44,6 +44,8 @@ type Log struct {
 	gathering []*frameBuilder
 	gathered  int64
 	buffers   [][]byte
+	// wakeAt is how many records of the gathering frame wake the committer; it is above 0 while it waits for them.
+	wakeAt uint32
 	// nextPos is the position the next append gets. Up to durable all is on disk, apart from lost.
 	nextPos, durable Pos
 	lost             []posRange
@@ -88,9 +90,11 @@ type Log struct {
 	// quarantined counts the bytes of the quarantine folder, nextSpare numbers spare files.
 	quarantined int64
 	nextSpare   uint64
-	// lastSegmentSize and moved belong to the committer: the growth of first segments, and whether it relocated last.
+	// lastSegmentSize, moved and pace belong to the committer: the growth of first segments, whether it relocated last, and how long a
+	// frame gathers.
 	lastSegmentSize int64
 	moved           bool
+	pace            pace
 }
 
 // counters are what Stats tells since Open.
@@ -132,6 +136,7 @@ func newLog(dir string, o Options, readOnly bool) *Log {
 		dir: dir, o: o, fs: o.FS, log: o.Logger, readOnly: readOnly,
 		queues: map[string]*Queue{}, byID: map[uint64]*Queue{}, nextID: 1, nextPos: 1, nextIndex: 1,
 		kick: make(chan struct{}, 1), fill: make(chan struct{}, 1), stop: make(chan struct{}),
+		pace: pace{target: maxTarget},
 	}
 }
 

@@ -40,12 +40,12 @@ func (f *Forwarder) Ingest(m message.Message) (message.Ticket, error) {
 	s := f.scratch.Get().(*scratch)
 	defer f.putScratch(s)
 
-	s.copies = f.chain.Process(s.copies[:0], m)
+	s.copies = f.chain.Process(s.copies[:0], &m)
 	if len(s.copies) == 0 {
 		f.ledger.unrouted.Add(1)
 		return message.Ticket{}, nil
 	}
-	if err := f.encode(s, m); err != nil {
+	if err := f.encode(s, &m); err != nil {
 		f.refuse(s)
 		return message.Ticket{}, err
 	}
@@ -64,17 +64,18 @@ func (f *Forwarder) Ingest(m message.Message) (message.Ticket, error) {
 
 // encode makes the buffer's records of the copies that are to be stored: a normal copy in its lane, one with an impossible
 // topic as a dead letter.
-func (f *Forwarder) encode(s *scratch, m message.Message) error {
+func (f *Forwarder) encode(s *scratch, m *message.Message) error {
 	s.bytes, s.ends, s.records = s.bytes[:0], s.ends[:0], s.records[:0]
 	var err error
-	for i, c := range s.copies {
-		if !c.Merged {
-			shaped := c.Shape(m)
+	for i := range s.copies {
+		if c := &s.copies[i]; !c.Merged {
+			shaped := *m
+			c.Shape(&shaped)
 			shaped.ID = m.ID.Copy(uint16(i + 1))
 			if c.Err != nil && len(shaped.Topic) > maxTopic {
 				shaped.Topic = shaped.Topic[:maxTopic] // what cannot be sent need not be kept whole, but it must be kept
 			}
-			if s.bytes, err = appendRecord(s.bytes, c.Route.Name, shaped); err != nil {
+			if s.bytes, err = appendRecord(s.bytes, c.Route.Name, &shaped); err != nil {
 				return fmt.Errorf("ingest: %w", err)
 			}
 		}
@@ -82,7 +83,8 @@ func (f *Forwarder) encode(s *scratch, m message.Message) error {
 	}
 	start := 0
 	s.letter = s.letter[:0]
-	for i, c := range s.copies {
+	for i := range s.copies {
+		c := &s.copies[i]
 		rec := s.bytes[start:s.ends[i]:s.ends[i]]
 		start = s.ends[i]
 		out := f.outs[c.Uplink]
@@ -105,7 +107,8 @@ const maxTopic = 65535
 // taken counts the copies after their append.
 func (f *Forwarder) taken(s *scratch, pos buffer.Pos, at time.Time) {
 	s.stored = s.stored[:0]
-	for _, c := range s.copies {
+	for i := range s.copies {
+		c := &s.copies[i]
 		k := f.cells[c.Route.Index][c.Uplink]
 		switch {
 		case c.Merged:
@@ -138,7 +141,8 @@ func (f *Forwarder) appended(pos buffer.Pos) {
 
 // refuse counts the copies of a message that was not taken.
 func (f *Forwarder) refuse(s *scratch) {
-	for _, c := range s.copies {
+	for i := range s.copies {
+		c := &s.copies[i]
 		f.cells[c.Route.Index][c.Uplink].take(placeRefused)
 	}
 }

@@ -26,7 +26,7 @@ import (
 var errRecordCut = errors.New("record is cut short")
 
 // appendRecord appends the record of m, shaped by the route, to b.
-func appendRecord(b []byte, route string, m message.Message) ([]byte, error) {
+func appendRecord(b []byte, route string, m *message.Message) ([]byte, error) {
 	start := len(b)
 	b = appendText(b, route)
 	b, err := m.AppendBinary(b)

@@ -37,7 +37,7 @@ const (
 var errCut = errors.New("cut short")
 
 // AppendBinary appends the bytes of m to b. Decode reads them back. It fails only where a part is too long to be MQTT.
-func (m Message) AppendBinary(b []byte) ([]byte, error) {
+func (m *Message) AppendBinary(b []byte) ([]byte, error) {
 	if len(m.Topic) > maxTopicBytes {
 		return b, fmt.Errorf("message: encode %s: %w: topic of %d bytes", m.ID, ErrInvalid, len(m.Topic))
 	}

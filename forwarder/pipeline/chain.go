@@ -51,12 +51,11 @@ type Copy struct {
 	Merged bool
 }
 
-// Shape returns m as the copy is to be sent. Its ID stays that of m.
-func (c Copy) Shape(m message.Message) message.Message {
+// Shape makes m what the copy is to be sent as. Its ID stays.
+func (c *Copy) Shape(m *message.Message) {
 	m.Topic = c.Topic
 	m.QoS = c.Route.QoS
 	m.Retain = m.Retain && !c.Route.clearRetain
-	return m
 }
 
 // Compile checks and prepares the routes. uplinks are the names of all uplinks; a route without "to" goes to all of them.
@@ -173,7 +172,7 @@ type result struct {
 
 // Process appends the copies to be made of m, one per matching route and uplink it goes to, in route order. Nothing is
 // appended when no route matches, as for topics that belong to the gateway itself.
-func (c *Chain) Process(dst []Copy, m message.Message) []Copy {
+func (c *Chain) Process(dst []Copy, m *message.Message) []Copy {
 	if message.Reserved(m.Topic) {
 		return dst
 	}

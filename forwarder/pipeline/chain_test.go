@@ -61,7 +61,7 @@ func TestProcess(t *testing.T) {
 		{"twice/y", "twice>a:t/y"},
 	} {
 		for range 2 { // the second time from the cache
-			got := c.Process(nil, message.Message{Topic: k.topic, Source: message.Source{User: "hmi"}})
+			got := c.Process(nil, &message.Message{Topic: k.topic, Source: message.Source{User: "hmi"}})
 			if d := describe(c, got); d != k.want {
 				t.Errorf("%s: got %q, want %q", k.topic, d, k.want)
 			}
@@ -74,11 +74,11 @@ func TestReservedTopicsMatchNoRoute(t *testing.T) {
 		"all": {From: []string{"#", "+/#", "$SYS/#", "tidegate/#"}},
 	}, "a")
 	for _, topic := range []string{"$SYS/x", "$x", "tidegate", "tidegate/gw/status"} {
-		if got := c.Process(nil, message.Message{Topic: topic}); len(got) != 0 {
+		if got := c.Process(nil, &message.Message{Topic: topic}); len(got) != 0 {
 			t.Errorf("%s matches %s", topic, describe(c, got))
 		}
 	}
-	if got := c.Process(nil, message.Message{Topic: "tidegated"}); len(got) != 1 {
+	if got := c.Process(nil, &message.Message{Topic: "tidegated"}); len(got) != 1 {
 		t.Error("tidegated is an ordinary topic")
 	}
 }
@@ -92,12 +92,12 @@ func TestReservedResultsAreNotSent(t *testing.T) {
 		{Topic: "plant/tidegate"},
 		{Topic: "u", Source: message.Source{User: "$share"}},
 	} {
-		got := c.Process(nil, m)
+		got := c.Process(nil, &m)
 		if len(got) != 1 || !errors.Is(got[0].Err, message.ErrInvalid) {
 			t.Errorf("%s: %+v, want one copy for the dead letters", m.Topic, got)
 		}
 	}
-	if got := c.Process(nil, message.Message{Topic: "plant/a"}); len(got) != 1 || got[0].Err != nil || got[0].Topic != "a" {
+	if got := c.Process(nil, &message.Message{Topic: "plant/a"}); len(got) != 1 || got[0].Err != nil || got[0].Topic != "a" {
 		t.Errorf("plant/a: %+v", got)
 	}
 }
@@ -106,7 +106,7 @@ func TestReservedResultsAreNotSent(t *testing.T) {
 func TestServiceTopicsAreSent(t *testing.T) {
 	for template, sent := range map[string]bool{"$aws/rules/x/{rest}": true, "$aws/{rest}": true, "${rest}": false, "$a{rest}": false} {
 		c := mustCompile(t, map[string]config.Route{"r": {From: []string{"plant/#"}, Topic: template}}, "up")
-		if got := c.Process(nil, message.Message{Topic: "plant/SYS/x"}); len(got) != 1 || (got[0].Err == nil) != sent {
+		if got := c.Process(nil, &message.Message{Topic: "plant/SYS/x"}); len(got) != 1 || (got[0].Err == nil) != sent {
 			t.Errorf("%s: %+v, sent: want %t", template, got, sent)
 		}
 	}
@@ -118,7 +118,7 @@ func TestUrgentWinsWhateverTheOrder(t *testing.T) {
 			"a": {From: []string{"x"}, Lane: lanes[0]},
 			"b": {From: []string{"+"}, Lane: lanes[1]},
 		}, "up")
-		got := c.Process(nil, message.Message{Topic: "x"})
+		got := c.Process(nil, &message.Message{Topic: "x"})
 		want := "a"
 		if lanes[1] == "urgent" {
 			want = "b"
@@ -137,7 +137,7 @@ func TestInvalidResultIsItsOwnCopy(t *testing.T) {
 		"bad2": {From: []string{"x"}, Topic: "{user}"},
 		"good": {From: []string{"x"}},
 	}, "up")
-	got := c.Process(nil, message.Message{Topic: "x", Source: message.Source{User: "a/#"}})
+	got := c.Process(nil, &message.Message{Topic: "x", Source: message.Source{User: "a/#"}})
 	if d := describe(c, got); d != "bad>up:a/#! bad2>up:a/#! good>up:x" {
 		t.Errorf("got %s", d)
 	}
@@ -149,11 +149,14 @@ func TestShape(t *testing.T) {
 		"b": {From: []string{"x"}, Topic: "z"},
 	}, "up")
 	m := message.Message{ID: message.NewID(), Topic: "x", Retain: true, Payload: []byte("p")}
-	got := c.Process(nil, m)
-	if a := got[0].Shape(m); a.QoS != 2 || a.Retain || a.Topic != "y" || a.ID != m.ID || string(a.Payload) != "p" {
+	got := c.Process(nil, &m)
+	a, b := m, m
+	got[0].Shape(&a)
+	got[1].Shape(&b)
+	if a.QoS != 2 || a.Retain || a.Topic != "y" || a.ID != m.ID || string(a.Payload) != "p" {
 		t.Errorf("a: %+v", a)
 	}
-	if b := got[1].Shape(m); b.QoS != 1 || !b.Retain || b.Topic != "z" {
+	if b.QoS != 1 || !b.Retain || b.Topic != "z" {
 		t.Errorf("b: %+v", b)
 	}
 }
@@ -248,7 +251,7 @@ func TestCacheIsBoundedAndConcurrent(t *testing.T) {
 		wg.Go(func() {
 			for i := range 3 * cacheTopics {
 				topic := fmt.Sprintf("x/%d/%d", g, i)
-				got := c.Process(nil, message.Message{Topic: topic})
+				got := c.Process(nil, &message.Message{Topic: topic})
 				if len(got) != 1 || got[0].Topic != "y"+topic[1:] {
 					t.Errorf("%s: got %s", topic, describe(c, got))
 					return
@@ -261,7 +264,7 @@ func TestCacheIsBoundedAndConcurrent(t *testing.T) {
 		t.Errorf("%d topics are remembered, bound is %d", n, cacheTopics)
 	}
 	long := "x/" + strings.Repeat("l", cacheTopicBytes)
-	c.Process(nil, message.Message{Topic: long})
+	c.Process(nil, &message.Message{Topic: long})
 	if _, ok := c.cache.get(long); ok {
 		t.Error("an overlong topic is remembered")
 	}
@@ -281,7 +284,7 @@ func BenchmarkProcess(b *testing.B) {
 		b.ReportAllocs()
 		var dst []Copy
 		for i := 0; b.Loop(); i++ {
-			dst = c.Process(dst[:0], message.Message{Topic: topics[i%len(topics)]})
+			dst = c.Process(dst[:0], &message.Message{Topic: topics[i%len(topics)]})
 		}
 	})
 	b.Run("uncached", func(b *testing.B) {
