@@ -30,8 +30,8 @@ func (l *Log) Append(recs ...Record) (Pos, error) {
 			q.gather, q.entry = f, f.entry(q, l.epoch, q.next)
 		}
 		expires := int64(never)
-		if !r.Expires.IsZero() {
-			expires = r.Expires.UnixMilli()
+		if r.Lifetime > 0 {
+			expires = f.base + max(r.Lifetime.Milliseconds(), 1)
 		}
 		r.Seq = q.next
 		f.add(q.entry, q.next, f.base, expires, r.Data)
@@ -125,7 +125,7 @@ func (l *Log) gatheringFrame() *frameBuilder {
 		buf, l.buffers = l.buffers[n-1], l.buffers[:n-1]
 	}
 	now := time.Now()
-	f := newFrame(frameCommit, buf, now.UnixMilli())
+	f := newFrame(frameCommit, buf, l.time.now())
 	f.first, f.began = l.nextPos, now
 	l.gathering = append(l.gathering, f)
 	return f

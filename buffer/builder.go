@@ -38,6 +38,7 @@ func (f *frameBuilder) add(entry int, seq Seq, received, expires int64, data []b
 	e.bytes += uint64(len(data))
 	f.count++
 	f.charge += chargeOf(data)
+	e.expires, e.newest = max(e.expires, expires), max(e.newest, received)
 	f.expires = max(f.expires, expires)
 }
 

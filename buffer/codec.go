@@ -31,6 +31,10 @@ import (
 //	{ queue uvarint | first uvarint | last-first uvarint | start uvarint | end-start uvarint | count uvarint | bytes uvarint | expires varint } ...
 //
 // "bytes" is here what the records are charged to their bound.
+//
+// ages, beside the extents in a seal: when the last record of each came in.
+//
+//	{ base time-newest uvarint } ...
 const (
 	stateNamed   = 1
 	stateDropped = 2
@@ -39,6 +43,27 @@ const (
 	never = math.MaxInt64
 )
 
+// appendAge appends the age of an extent at base.
+func appendAge(b []byte, base, newest int64) []byte {
+	return binary.AppendUvarint(b, uint64(max(base-newest, 0)))
+}
+
+// decodeAges gives the log times of n extents.
+func decodeAges(s section, base int64, n int) ([]int64, error) {
+	d := decoder{b: s.bytes}
+	if !s.plain() || int64(s.count) != int64(n) {
+		return nil, fmt.Errorf("ages: %w", errBadContent)
+	}
+	at := make([]int64, 0, n)
+	for range n {
+		at = append(at, base-int64(min(d.uvarint(), math.MaxInt64/2)))
+	}
+	if d.bad || len(d.b) != 0 {
+		return nil, fmt.Errorf("ages: %w", errBadContent)
+	}
+	return at, nil
+}
+
 // indexEntry is what one section holds of one queue.
 type indexEntry struct {
 	queue       uint64
@@ -46,6 +71,9 @@ type indexEntry struct {
 	first, last Seq
 	count       uint64
 	bytes       uint64
+	// expires and newest are the largest of the records. They are not on disk: there the header of the frame has what holds for all its
+	// queues.
+	expires, newest int64
 }
 
 // decoder reads numbers and remembers the first failure.

@@ -35,6 +35,7 @@ func (l *Log) step() (time.Duration, bool) {
 		return l.heal(closing)
 	}
 	l.evictOverBound()
+	l.expireDue()
 	if !closing && !l.moved {
 		// In turns with commits: neither waits for long.
 		if moved, _ := l.relocate(); moved {
@@ -107,6 +108,9 @@ func (l *Log) nextJob(now time.Time, closing bool) job {
 		j.wait = min(j.wait, at.Sub(now))
 		return false
 	}
+	if l.expiring {
+		j.wait = min(j.wait, expireEvery)
+	}
 	for _, q := range l.dirty {
 		if q.urgent || due(q.dirtySince.Add(l.o.SaveEvery)) {
 			j.cursors = true
@@ -136,7 +140,7 @@ func (l *Log) commit(j job) error {
 	f := j.frame
 	l.mu.Lock()
 	if f == nil && (j.cursors || len(j.free) > 0) {
-		f = newFrame(frameCommit, nil, time.Now().UnixMilli())
+		f = newFrame(frameCommit, nil, l.time.now())
 		f.first = l.durableNext()
 		j.frame = f
 	}
@@ -363,7 +367,7 @@ func (l *Log) publishEntry(f *frameBuilder, i int, seg *segment, off, end int64)
 		l.displace(q, e.first, e.last)
 	} else {
 		q.stored = e.last
-		q.times.last, q.times.newest = e.last, time.UnixMilli(f.base)
+		q.times.last, q.times.newest = e.last, f.base
 		charge := int64(e.bytes) + int64(e.count)*recordOverhead
 		q.pending -= charge
 		if q.bound != nil {
@@ -373,6 +377,6 @@ func (l *Log) publishEntry(f *frameBuilder, i int, seg *segment, off, end int64)
 			q.gather = nil
 		}
 	}
-	l.addExtent(q, seg, off, off, end, e, f.expires)
+	l.addExtent(q, seg, off, off, end, e, e.expires, e.newest)
 	q.wakeReader()
 }

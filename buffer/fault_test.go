@@ -24,30 +24,34 @@ func failOp(op string, n int, err error) func(string, string) error {
 
 // TestFailedSyncIsNeverDurable: after one failed fsync the frame goes to another file, which alone makes it durable.
 func TestFailedSyncIsNeverDurable(t *testing.T) {
-	m := newMemFS()
-	var alarms []error
-	l := openLog(t, "/log", Options{FS: m, OnAlarm: func(err error) { alarms = append(alarms, err) }})
-	q := queueOf(t, l, "q", QueueOptions{})
-	put(t, l, Record{Queue: q, Data: []byte("before")})
-	first := l.Stats().Segments
-	m.setFault(failOp("sync", 1, syscall.EIO))
-	put(t, l, Record{Queue: q, Data: []byte("while")})
-	m.setFault(nil)
-	put(t, l, Record{Queue: q, Data: []byte("after")})
-	if len(alarms) == 0 || !errors.Is(alarms[0], syscall.EIO) || l.Stats().Alarms != 1 {
-		t.Fatalf("alarms %v, stats %+v", alarms, l.Stats())
-	}
-	if l.Stats().Segments == first && l.Stats().RelocatedBytes == 0 {
-		t.Fatal("the file whose fsync failed is still used")
-	}
-	// The kernel dropped what it could not write.
-	c := m.powerCut(func() bool { return false })
-	_ = l.Close()
-	l = openLog(t, "/log", Options{FS: c})
-	got := drain(t, queueOf(t, l, "q", QueueOptions{}), 0)
-	if len(got) != 3 || got[1] != "before" || got[2] != "while" || got[3] != "after" {
-		t.Fatalf("after the power cut: %v", got)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		m := newMemFS()
+		var alarms []error
+		l := openLog(t, "/log", Options{FS: m, OnAlarm: func(err error) { alarms = append(alarms, err) }})
+		q := queueOf(t, l, "q", QueueOptions{})
+		put(t, l, Record{Queue: q, Data: []byte("before")})
+		first := l.Stats().Segments
+		synctest.Wait() // the spare is made: its fsync is not the one to fail
+		m.setFault(failOp("sync", 1, syscall.EIO))
+		put(t, l, Record{Queue: q, Data: []byte("while")})
+		m.setFault(nil)
+		put(t, l, Record{Queue: q, Data: []byte("after")})
+		if len(alarms) == 0 || !errors.Is(alarms[0], syscall.EIO) || l.Stats().Alarms != 1 {
+			t.Fatalf("alarms %v, stats %+v", alarms, l.Stats())
+		}
+		if l.Stats().Segments == first && l.Stats().RelocatedBytes == 0 {
+			t.Fatal("the file whose fsync failed is still used")
+		}
+		// The kernel dropped what it could not write.
+		c := m.powerCut(func() bool { return false })
+		_ = l.Close()
+		l = openLog(t, "/log", Options{FS: c})
+		got := drain(t, queueOf(t, l, "q", QueueOptions{}), 0)
+		if len(got) != 3 || got[1] != "before" || got[2] != "while" || got[3] != "after" {
+			t.Fatalf("after the power cut: %v", got)
+		}
+		_ = l.Close()
+	})
 }
 
 // TestDeadDisk: nothing becomes durable, everybody who waits is told, appends are refused with the cause, and it heals.

@@ -7,7 +7,7 @@ import (
 )
 
 // This file and codec.go own every byte on disk. All numbers are little endian; "uvarint" and "varint" are those of
-// encoding/binary; times are milliseconds since 1970; checksums are CRC-32C.
+// encoding/binary; times are log times, in milliseconds (see clock.go); checksums are CRC-32C.
 //
 // # Segment file, NNNNNNNNNNNNNNNN.seg (16 hexadecimal digits, rising)
 //
@@ -27,8 +27,10 @@ import (
 //
 //	0       4       6     8      16      24          32      40        48     52          60     64
 //	+-------+-------+-----+------+-------+-----------+-------+---------+------+-----------+------+
-//	| magic |version|flags| salt | index | first pos | epoch | created | size | reserved  | crc  |
+//	| magic |version|flags| salt | index | first pos | epoch | origin  | size | boot      | crc  |
 //	+-------+-------+-----+------+-------+-----------+-------+---------+------+-----------+------+
+//
+// boot names the start of the machine in which the segment was begun, 0 if that is not known, and origin is the log time of that start.
 //
 // The random salt and the frame's own offset seed the checksums of every frame, the end mark and the seal slot, so nothing left over
 // from an earlier life of the file, and nothing copied into a payload, can be taken for a frame.
@@ -98,6 +100,7 @@ const (
 	sectionQueues  sectionKind = 2 // every queue there is
 	sectionCursors sectionKind = 3 // queues that changed
 	sectionExtents sectionKind = 4
+	sectionAges    sectionKind = 5
 )
 
 // seed gives the start value of the checksums of what stands at off in a segment.
@@ -113,13 +116,14 @@ func checksum(start uint32, b []byte) uint32 {
 }
 
 type segmentHeader struct {
-	flags   uint16
-	salt    uint64
-	index   uint64
-	first   Pos
-	epoch   uint64
-	created int64
-	size    uint32
+	flags  uint16
+	salt   uint64
+	index  uint64
+	first  Pos
+	epoch  uint64
+	boot   uint64
+	origin int64
+	size   uint32
 }
 
 // putSegmentHeader writes two copies into b, which holds the first bytes of the file; the third is for its end.
@@ -132,9 +136,9 @@ func putSegmentHeader(b []byte, h segmentHeader) {
 	le.PutUint64(b[16:], h.index)
 	le.PutUint64(b[24:], h.first)
 	le.PutUint64(b[32:], h.epoch)
-	le.PutUint64(b[40:], uint64(h.created))
+	le.PutUint64(b[40:], uint64(h.origin))
 	le.PutUint32(b[48:], h.size)
-	le.PutUint64(b[52:], 0)
+	le.PutUint64(b[52:], h.boot)
 	le.PutUint32(b[60:], checksum(0, b[:60]))
 	copy(b[headerCopyAt:], b[:segmentHeaderLen])
 }
@@ -155,7 +159,7 @@ func readHeaderCopy(c []byte) (h segmentHeader, version uint16) {
 	}
 	return segmentHeader{
 		flags: le.Uint16(c[6:]), salt: le.Uint64(c[8:]), index: le.Uint64(c[16:]), first: le.Uint64(c[24:]),
-		epoch: le.Uint64(c[32:]), created: int64(le.Uint64(c[40:])), size: le.Uint32(c[48:]),
+		epoch: le.Uint64(c[32:]), origin: int64(le.Uint64(c[40:])), size: le.Uint32(c[48:]), boot: le.Uint64(c[52:]),
 	}, le.Uint16(c[4:])
 }
 

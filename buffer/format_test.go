@@ -17,7 +17,7 @@ var updateGolden = flag.Bool("update", false, "write the golden files")
 func golden() []byte {
 	const salt, epoch = 0x1122334455667788, 7
 	b := make([]byte, dataStart)
-	putSegmentHeader(b, segmentHeader{flags: flagDelayedSync, salt: salt, index: 3, first: 41, epoch: epoch, created: 1700000000000, size: 262144})
+	putSegmentHeader(b, segmentHeader{flags: flagDelayedSync, salt: salt, index: 3, first: 41, epoch: epoch, origin: 1700000000000, size: 262144})
 	add := func(f *frameBuilder) {
 		framed := f.finish(salt, int64(len(b)))
 		b = append(b, framed[:len(framed)-endMarkLen]...)
@@ -109,7 +109,7 @@ func TestGoldenBytes(t *testing.T) {
 func TestReadGolden(t *testing.T) {
 	b := golden()
 	h, version := readSegmentHeader(b)
-	if version != 1 || h != (segmentHeader{flagDelayedSync, 0x1122334455667788, 3, 41, 7, 1700000000000, 262144}) {
+	if version != 1 || h != (segmentHeader{flags: flagDelayedSync, salt: 0x1122334455667788, index: 3, first: 41, epoch: 7, origin: 1700000000000, size: 262144}) {
 		t.Fatalf("header %+v, version %d", h, version)
 	}
 	if tail, version := readHeaderCopy(b[len(b)-tailLen:]); version != 1 || tail != h {
@@ -146,8 +146,8 @@ func TestReadGolden(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if len(recs) != 4 || string(recs[0].Data) != "first" || recs[0].Epoch != 7 || !recs[0].Expires().IsZero() ||
-		recs[1].Seq != 11 || recs[1].Expires().UnixMilli() != 1600000000000 || recs[1].Received().UnixMilli() != 1700000000000 ||
+	if len(recs) != 4 || string(recs[0].Data) != "first" || recs[0].Epoch != 7 || recs[0].Lifetime() != 0 ||
+		recs[1].Seq != 11 || recs[1].expires != 1600000000000 || recs[1].received != 1700000000000 ||
 		recs[2].Seq != 6 || recs[2].Epoch != 2 || recs[3].Seq != 9 || string(recs[3].Data) != "moved too" {
 		t.Fatalf("%+v", recs)
 	}

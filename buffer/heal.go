@@ -28,7 +28,7 @@ func (l *Log) alarm(err error) {
 // again: after a failed fsync nobody knows which of its unsynced bytes are on disk.
 func (l *Log) rewrite(f *frameBuilder) (*segment, int64, error) {
 	if f == nil {
-		f = newFrame(frameCommit, nil, time.Now().UnixMilli())
+		f = newFrame(frameCommit, nil, l.time.now())
 		f.closeRecords(l.epoch)
 	}
 	return l.writeFrame(f, true)

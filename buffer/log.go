@@ -28,6 +28,7 @@ type Log struct {
 	fileMu sync.Mutex
 
 	epoch  uint64
+	time   logTime
 	queues map[string]*Queue
 	byID   map[uint64]*Queue
 	order  []*Queue
@@ -73,6 +74,8 @@ type Log struct {
 	lastSync time.Time
 	// unsynced says since when written frames wait for their fsync.
 	unsynced time.Time
+	// expiring says that there are, or were, records that expire, or a queue with a maximum age.
+	expiring bool
 	// closing refuses appends, closed ends reading.
 	closing, closed bool
 
@@ -90,11 +93,12 @@ type Log struct {
 	// quarantined counts the bytes of the quarantine folder, nextSpare numbers spare files.
 	quarantined int64
 	nextSpare   uint64
-	// lastSegmentSize, moved and pace belong to the committer: the growth of first segments, whether it relocated last, and how long a
-	// frame gathers.
+	// lastSegmentSize, moved, pace and expireAt belong to the committer: the growth of first segments, whether it relocated last, how
+	// long a frame gathers, and when it looks for expired records next.
 	lastSegmentSize int64
 	moved           bool
 	pace            pace
+	expireAt        time.Time
 }
 
 // counters are what Stats tells since Open.
@@ -137,6 +141,7 @@ func newLog(dir string, o Options, readOnly bool) *Log {
 		queues: map[string]*Queue{}, byID: map[uint64]*Queue{}, nextID: 1, nextPos: 1, nextIndex: 1,
 		kick: make(chan struct{}, 1), fill: make(chan struct{}, 1), stop: make(chan struct{}),
 		pace: pace{target: maxTarget},
+		time: logTime{read: o.Clock},
 	}
 }
 
@@ -182,7 +187,11 @@ func (l *Log) declare(name string, o QueueOptions) (*Queue, []lostSpan, error) {
 		l.nextID++
 		l.register(q)
 	}
-	q.declared, q.onDrop = true, o.OnDrop
+	q.declared, q.onDrop, q.maxAge = true, o.OnDrop, o.MaxAge
+	if q.maxAge > 0 && !l.expiring {
+		l.expiring = true
+		l.wakeCommitter()
+	}
 	l.join(q, o.Bound)
 	var unheard []lostSpan
 	if o.OnDrop != nil {

@@ -40,6 +40,8 @@ type Options struct {
 	// OnAlarm is told when the disk fails, with the cause, and with nil when it works again. The same rules as for OnDamage.
 	OnAlarm func(err error)
 
+	// Clock tells the time by which records age. nil means that of the operating system.
+	Clock Clock
 	// FS is the file system. nil means that of the operating system.
 	FS FS
 	// Logger gets what an operator should see. nil means none.
@@ -56,6 +58,9 @@ func (o Options) withDefaults() Options {
 	if o.QuarantineBytes <= 0 {
 		o.QuarantineBytes = 16 << 20
 	}
+	if o.Clock == nil {
+		o.Clock = machineClock()
+	}
 	if o.FS == nil {
 		o.FS = osFS{}
 	}
@@ -69,6 +74,9 @@ func (o Options) withDefaults() Options {
 type QueueOptions struct {
 	// Bound limits the bytes of the queue together with others. nil means no limit.
 	Bound *Bound
+	// MaxAge is how long a record stays; 0 means without end. Records that are older are Expired, with the same reservation as for
+	// Record.Lifetime. It holds for what is stored already, too.
+	MaxAge time.Duration
 	// OnDrop gets the records that leave the queue without Ack, after they can be acknowledged no more, in batches. It runs on whichever
 	// goroutine found out, without lock: it must be quick and must not call the log. recs are valid during the call. Of records that
 	// are Damaged only the sequence is known, of those that are Failed the epoch too.
@@ -137,8 +145,9 @@ type Record struct {
 	Queue *Queue
 	// Data is copied by Append.
 	Data []byte
-	// Expires is when sending the record becomes pointless; zero means never. The log keeps it, it does not act on it.
-	Expires time.Time
+	// Lifetime is how long after the append sending the record is worth while, to the millisecond; 0 means for ever. Records are Expired
+	// after it, but not each at once: the log gives up whole pieces, when the last record in them expired. See Rec.Lifetime and Log.Age.
+	Lifetime time.Duration
 	// Seq is filled in by Append in the caller's slice.
 	Seq Seq
 }
@@ -151,18 +160,16 @@ type Rec struct {
 	// Data is valid until the Batch is used again.
 	Data []byte
 
+	// Both are log times.
 	received, expires int64
 }
 
-// Received is when the record was appended, to the millisecond.
-func (r Rec) Received() time.Time { return time.UnixMilli(r.received) }
-
-// Expires is as given to Append, to the millisecond; zero means never.
-func (r Rec) Expires() time.Time {
+// Lifetime is as given to Append, to the millisecond; 0 means for ever.
+func (r *Rec) Lifetime() time.Duration {
 	if r.expires == never {
-		return time.Time{}
+		return 0
 	}
-	return time.UnixMilli(r.expires)
+	return time.Duration(r.expires-r.received) * time.Millisecond
 }
 
 // Batch is what Queue.Next fills. Its memory is used again by the next call.

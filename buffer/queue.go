@@ -16,6 +16,7 @@ type Queue struct {
 	// Log.mu guards the rest.
 
 	bound  *Bound
+	maxAge time.Duration
 	onDrop func(q *Queue, why Reason, recs []Rec)
 	// declared says that Log.Queue was called for it in this process.
 	declared, dropped bool
@@ -32,7 +33,7 @@ type Queue struct {
 	// unheard is what was found damaged before the queue had an owner that could be told.
 	unheard []lostSpan
 
-	evicted, damaged, purged, failed uint64
+	evicted, damaged, purged, expired, failed uint64
 	// damagedBefore is what damaged was at Open.
 	damagedBefore uint64
 

@@ -50,6 +50,7 @@ func (l *Log) recover() error {
 		last := found[n-1]
 		lostEnd = lostEnd || !last.sealed && (last.torn || last.header.flags&flagDelayedSync != 0)
 	}
+	l.resumeTime(found)
 	l.restore(found)
 	if lostEnd || len(found) == 0 {
 		l.epoch = newEpoch(l.epoch)
@@ -62,6 +63,20 @@ func (l *Log) recover() error {
 		l.anchor = l.segments[n-1]
 	}
 	return l.closeFiles()
+}
+
+// resumeTime lets the log's time go on.
+func (l *Log) resumeTime(found []scanned) {
+	if len(found) == 0 {
+		l.time.begin()
+		return
+	}
+	var latest int64
+	for _, sc := range found {
+		latest = max(latest, sc.latest)
+	}
+	h := found[len(found)-1].header
+	l.time.resume(h.boot, h.origin, latest)
 }
 
 // recoverSpare takes over a spare, or removes what the filler left unfinished.
@@ -175,7 +190,7 @@ func (l *Log) nameless(id uint64) *Queue {
 func (l *Log) restorePiece(q *Queue, s *segment, p piece) {
 	l.displace(q, p.first, p.last)
 	e := indexEntry{queue: p.queue, first: p.first, last: p.last, count: p.count, bytes: p.bytes - p.count*recordOverhead}
-	l.addExtent(q, s, p.start, p.tail, p.end, e, p.expires)
+	l.addExtent(q, s, p.start, p.tail, p.end, e, p.expires, p.at)
 }
 
 // findHoles counts as damaged what should be in the queue and is in no extent.

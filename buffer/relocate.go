@@ -44,7 +44,7 @@ func (l *Log) relocate() (bool, error) {
 	})
 
 	limit := l.frameLimit()
-	f := newFrame(frameRelocated, nil, time.Now().UnixMilli())
+	f := newFrame(frameRelocated, nil, l.time.now())
 	var b Batch
 	for _, p := range parts {
 		if len(f.buf) >= limit || !l.gather(f, p, &b, limit) {

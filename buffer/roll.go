@@ -70,7 +70,7 @@ func (l *Log) newSegment(n int) (*segment, error) {
 	}
 	s.file, s.size = f, size
 	b := make([]byte, dataStart, need)
-	h := segmentHeader{salt: s.salt, index: index, first: first, epoch: s.epoch, created: time.Now().UnixMilli(), size: uint32(size)}
+	h := segmentHeader{salt: s.salt, index: index, first: first, epoch: s.epoch, boot: l.time.boot, origin: l.time.origin, size: uint32(size)}
 	if l.o.Sync > 0 {
 		h.flags |= flagDelayedSync
 	}
@@ -108,7 +108,7 @@ func (l *Log) newSegment(n int) (*segment, error) {
 
 // checkpoint gives a frame with the state of every queue. Log.mu is held.
 func (l *Log) checkpoint() *frameBuilder {
-	f := newFrame(frameCheckpoint, nil, time.Now().UnixMilli())
+	f := newFrame(frameCheckpoint, nil, l.time.now())
 	f.buf = f.buf[:frameHeaderLen]
 	f.first = l.durableNext()
 	l.addQueues(f)
@@ -137,12 +137,18 @@ func appendUint(b []byte, v uint64) []byte { return binary.AppendUvarint(b, v) }
 func (l *Log) seal(s *segment) error {
 	l.mu.Lock()
 	s.sealed = true
-	f := newFrame(frameSeal, nil, time.Now().UnixMilli())
+	f := newFrame(frameSeal, nil, l.time.now())
 	f.buf = f.buf[:frameHeaderLen]
 	f.first = l.durableNext()
 	f.addSection(sectionExtents, func(b []byte) ([]byte, int) {
 		for _, e := range s.extents {
 			b = appendExtent(b, extentState{e.queue.id, e.first, e.last, e.start, e.end, e.count, uint64(e.bytes), e.expires})
+		}
+		return b, len(s.extents)
+	})
+	f.addSection(sectionAges, func(b []byte) ([]byte, int) {
+		for _, e := range s.extents {
+			b = appendAge(b, f.base, e.newest)
 		}
 		return b, len(s.extents)
 	})
@@ -152,7 +158,7 @@ func (l *Log) seal(s *segment) error {
 	room := s.limit() - s.end - endMarkLen
 	if int64(len(f.buf)) > room {
 		// The next segment begins with the state of the queues anyway.
-		f.buf, f.sections = f.buf[:plain], 1
+		f.buf, f.sections = f.buf[:plain], 2
 	}
 	if int64(len(f.buf)) > room {
 		return l.sync(s)

@@ -19,6 +19,8 @@ type scanned struct {
 	pieces  []piece
 	updates []update
 	bad     []badRegion
+	// latest is the largest log time in it.
+	latest int64
 	// next is the position behind the last frame.
 	next Pos
 	// last is where the last frame with records begins.
@@ -37,6 +39,7 @@ type scanned struct {
 type piece struct {
 	extentState
 	tail int64 // as in extent
+	at   int64 // when it was written, at the latest
 }
 
 // scan reads all frames of a segment up to limit, which is the end of the file or the place of the seal. It looks past bad regions: only
@@ -111,7 +114,7 @@ func (out *scanned) take(h frameHeader, off int64, body []byte, s *segment) erro
 				if expires == 0 {
 					expires = never
 				}
-				pieces = append(pieces, piece{tail: off, extentState: extentState{
+				pieces = append(pieces, piece{tail: off, at: h.base, extentState: extentState{
 					queue: e.queue, first: e.first, last: e.last, start: off, end: off + h.total(),
 					count: e.count, bytes: e.bytes + e.count*recordOverhead, expires: expires,
 				}})
@@ -127,6 +130,7 @@ func (out *scanned) take(h frameHeader, off int64, body []byte, s *segment) erro
 	if len(body) != 0 {
 		return fmt.Errorf("sections: %w", errBadContent)
 	}
+	out.latest = max(out.latest, h.base)
 	out.pieces = append(out.pieces, pieces...)
 	out.updates = append(out.updates, updates...)
 	return nil
@@ -151,18 +155,26 @@ func readSeal(w *window, s *segment, at, size int64) (scanned, bool) {
 			return out, false
 		}
 		body = rest
-		if sec.kind != sectionExtents {
-			continue
-		}
-		extents, err := decodeExtents(sec)
-		if err != nil {
-			return out, false
-		}
-		for _, e := range extents {
-			if e.end > at {
+		switch sec.kind {
+		case sectionExtents:
+			extents, err := decodeExtents(sec)
+			if err != nil {
 				return out, false
 			}
-			out.pieces = append(out.pieces, piece{e, e.end})
+			for _, e := range extents {
+				if e.end > at {
+					return out, false
+				}
+				out.pieces = append(out.pieces, piece{e, e.end, h.base})
+			}
+		case sectionAges:
+			ages, err := decodeAges(sec, h.base, len(out.pieces))
+			if err != nil {
+				return out, false
+			}
+			for i := range ages {
+				out.pieces[i].at = ages[i]
+			}
 		}
 	}
 	s.end, out.next = at+h.total(), h.first

@@ -81,9 +81,11 @@ type extent struct {
 	start, tail, end int64
 	count            uint64
 	// bytes is what all count records are charged; live of them are not yet done with.
-	bytes   int64
-	live    uint64
-	expires int64
+	bytes int64
+	live  uint64
+	// expires is the log time at which the last record expires, earliest that of the first frame that came in. The frames were written
+	// from oldest to newest.
+	expires, earliest, oldest, newest int64
 }
 
 // liveBytes estimates what the live records are charged: their share by number.
@@ -116,18 +118,20 @@ func (l *Log) checkDead(s *segment) {
 // addExtent notes that the frames from start to end of s hold what e says of q. It extends the extent before it where that is in
 // the same file, with all its frames before these and not yet large, but never across a hole: an extent must not claim what it does not
 // hold, as a crash can bring back what was acknowledged. tail is where the last frame begins, or end if that is not known.
-func (l *Log) addExtent(q *Queue, s *segment, start, tail, end int64, e indexEntry, expires int64) {
+func (l *Log) addExtent(q *Queue, s *segment, start, tail, end int64, e indexEntry, expires, at int64) {
 	charge := int64(e.bytes) + int64(e.count)*recordOverhead
 	i := q.search(e.first)
 	if i > 0 {
 		p := q.extents[i-1]
 		behind := start >= p.end || start == p.tail && end == p.end
-		if p.seg == s && behind && p.end-p.start < l.extentBytes(s) && p.last+1 == e.first {
+		split := p.apart(expires, at) && len(s.extents) < s.splits()
+		if p.seg == s && behind && p.end-p.start < l.extentBytes(s) && p.last+1 == e.first && !split {
 			before, bytes := p.live, p.liveBytes()
 			p.last, p.tail, p.end = e.last, tail, end
 			p.count += e.count
 			p.bytes += charge
-			p.expires = max(p.expires, expires)
+			p.expires, p.earliest = max(p.expires, expires), min(p.earliest, expires)
+			p.oldest, p.newest = min(p.oldest, at), max(p.newest, at)
 			p.live = uint64(p.last-p.first+1) - q.done.count(p.first, p.last)
 			l.addLive(p, p.live-before, p.liveBytes()-bytes)
 			return
@@ -135,12 +139,23 @@ func (l *Log) addExtent(q *Queue, s *segment, start, tail, end int64, e indexEnt
 	}
 	l.insertExtent(&extent{
 		seg: s, queue: q, first: e.first, last: e.last, start: start, tail: tail, end: end, count: e.count, bytes: charge, expires: expires,
+		earliest: expires, oldest: at, newest: at,
 	})
 }
+
+// apart says that records of this age and expiry should not stand in one extent with those of e, as it is given up as a whole.
+func (e *extent) apart(expires, at int64) bool {
+	const spread = int64(expirySpread / time.Millisecond)
+	return at-e.oldest > spread || e.expires != never && expires != never && expires-e.earliest > spread
+}
+
+// splits is how many extents there may be before no more are made for their age alone: the seal must have room for all.
+func (s *segment) splits() int { return int(sealReserve(s.size) / 64) }
 
 // insertExtent adds an extent to its queue and segment.
 func (l *Log) insertExtent(x *extent) {
 	q, s := x.queue, x.seg
+	l.expiring = l.expiring || x.expires != never
 	x.live = uint64(x.last-x.first+1) - q.done.count(x.first, x.last)
 	if x.live == 0 {
 		s.addDead(x)
@@ -213,5 +228,6 @@ func (l *Log) keepPart(x *extent, lo, hi Seq) {
 	bytes := int64(float64(x.bytes) / float64(x.count) * float64(count))
 	l.insertExtent(&extent{
 		seg: x.seg, queue: x.queue, first: lo, last: hi, start: x.start, tail: x.tail, end: x.end, count: count, bytes: bytes, expires: x.expires,
+		earliest: x.earliest, oldest: x.oldest, newest: x.newest,
 	})
 }

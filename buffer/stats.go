@@ -65,12 +65,12 @@ type QueueStats struct {
 	First, Last Seq
 	// Floor: all up to it are done with. Next is what the next record gets.
 	Floor, Next Seq
-	// Oldest and Newest tell when these were appended, zero if there is none.
+	// Oldest and Newest tell when these were appended, by today's wall clock less their age, zero if there is none.
 	Oldest, Newest time.Time
 	// Segments is the number of files that hold records of the queue.
 	Segments int
-	// Evicted and Damaged count since the queue was made, Purged and Failed since Open.
-	Evicted, Damaged, Purged, Failed uint64
+	// Evicted and Damaged count since the queue was made, the others since Open.
+	Evicted, Damaged, Purged, Expired, Failed uint64
 	// Unheard records of Damaged were found before Log.Queue was called, which will report them to OnDrop.
 	Unheard uint64
 }
@@ -91,7 +91,7 @@ func (q *Queue) Stats() QueueStats {
 	if known.last != s.Last {
 		known.last, known.newest = s.Last, q.timeOf(s.Last)
 	}
-	s.Oldest, s.Newest = known.oldest, known.newest
+	s.Oldest, s.Newest = l.wallOrZero(known.oldest), l.wallOrZero(known.newest)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	q.times.first, q.times.oldest = known.first, known.oldest
@@ -105,7 +105,7 @@ func (q *Queue) Stats() QueueStats {
 func (q *Queue) stats() QueueStats {
 	s := QueueStats{
 		Name: q.name, Declared: q.declared, Records: q.records, Bytes: q.bytes, WaitingBytes: q.pending, Floor: q.done.floor, Next: q.next,
-		Evicted: q.evicted, Damaged: q.damaged, Purged: q.purged, Failed: q.failed,
+		Evicted: q.evicted, Damaged: q.damaged, Purged: q.purged, Expired: q.expired, Failed: q.failed,
 	}
 	for _, u := range q.unheard {
 		s.Unheard += uint64(u.hi - u.lo + 1)
@@ -132,14 +132,14 @@ func (q *Queue) stats() QueueStats {
 // times caches when the oldest and newest record were appended.
 type times struct {
 	first, last    Seq
-	oldest, newest time.Time
+	oldest, newest int64 // log times
 }
 
-func (q *Queue) timeOf(seq Seq) time.Time {
-	var at time.Time
+func (q *Queue) timeOf(seq Seq) int64 {
+	var at int64
 	// An error only leaves the time unknown; it is met again, and reported, by the reader.
 	_ = q.Scan(seq-1, func(r Rec) bool {
-		at = r.Received()
+		at = r.received
 		return false
 	})
 	return at

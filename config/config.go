@@ -93,6 +93,8 @@ type Route struct {
 	QoS    int      `toml:"qos"`    // 1 or 2
 	Retain string   `toml:"retain"` // keep or clear
 	Lane   string   `toml:"lane"`   // normal or urgent
+	// Expire is how long after its arrival a message is worth sending; 0 is "off".
+	Expire Age `toml:"expire"`
 }
 
 // Uplink is one cloud broker (or several addresses of it) and the buffer in front of it.
@@ -122,6 +124,8 @@ type Uplink struct {
 type Buffer struct {
 	MaxBytes Size   `toml:"max_bytes"`
 	WhenFull string `toml:"when_full"` // drop-oldest or refuse
+	// MaxAge is how long a record is kept; 0 is "off".
+	MaxAge Age `toml:"max_age"`
 	// Sync is 0 for "always": an acknowledgement means it is on disk; else at most that much time is at risk.
 	Sync SyncInterval `toml:"sync"`
 }

@@ -94,7 +94,7 @@ func fieldsOf(t reflect.Type) map[string]int {
 // value decodes n into v, which is one of the types that config.go uses.
 func (d *decoder) value(n *node, path, shape string, v reflect.Value) {
 	switch v.Interface().(type) {
-	case Duration, Size, InFlight, SyncInterval:
+	case Duration, Size, InFlight, SyncInterval, Age:
 		d.unit(n, path, v)
 		return
 	case Secret:
@@ -169,6 +169,8 @@ func (d *decoder) unit(n *node, path string, v reflect.Value) {
 		value, err = inFlight(n)
 	case SyncInterval:
 		value, err = syncInterval(n)
+	case Age:
+		value, err = age(n)
 	}
 	if err != nil {
 		d.add(Error, n.at, path, "%s", err)
@@ -204,6 +206,23 @@ func syncInterval(n *node) (int64, error) {
 	}
 	if t == 0 || t.D() > time.Hour {
 		return 0, fmt.Errorf("must be \"always\" or from 1ms to 1h, not %q", n.text)
+	}
+	return int64(t), nil
+}
+
+func age(n *node) (int64, error) {
+	if n.kind != stringKind {
+		return 0, fmt.Errorf("must be \"off\" or a duration in quotes, such as \"24h\", not %s", n.kind)
+	}
+	if n.text == "off" {
+		return 0, nil
+	}
+	t, err := ParseDuration(n.text)
+	if err != nil {
+		return 0, fmt.Errorf("must be \"off\" or a duration such as \"24h\", not %q", n.text)
+	}
+	if t.D() < time.Second {
+		return 0, fmt.Errorf("must be \"off\" or 1s or more, not %q", n.text)
 	}
 	return int64(t), nil
 }

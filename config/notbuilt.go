@@ -7,7 +7,6 @@ const (
 	noTLS        = "TLS for listeners is not built yet"
 	noExternal   = "attaching to a broker of your own is not built yet; this build runs its embedded one"
 	noStages     = "filtering and changing messages on a route is not built yet"
-	noExpiry     = "discarding messages by age is not built yet"
 	noPreset     = "presets for cloud services are not built yet"
 	noRate       = "limiting rates is not built yet"
 	noOrder      = "sending fresh messages before the backlog is not built yet"
@@ -57,14 +56,12 @@ func notBuiltKeys() map[string]string {
 		"route.*.where":    noStages,
 		"route.*.on_error": noStages,
 		"route.*.step":     noStages,
-		"route.*.expire":   noExpiry,
 
 		"uplink.*.preset":     noPreset,
 		"uplink.*.max_rate":   noRate,
 		"uplink.*.live_first": noOrder,
 		"uplink.*.batch":      noBatch,
 
-		"uplink.*.buffer.max_age":        noExpiry,
 		"uplink.*.buffer.encryption_key": noEncryption,
 		"uplink.*.buffer.keep_delivered": noReplay,
 		"uplink.*.buffer.engine":         noEngine,

@@ -20,6 +20,12 @@ type InFlight int
 // SyncInterval is 0 for "always", else how long records may be at risk.
 type SyncInterval time.Duration
 
+// Age is 0 for "off", else how long something is worth keeping.
+type Age time.Duration
+
+// D returns a as the standard library's type; 0 is without end.
+func (a Age) D() time.Duration { return time.Duration(a) }
+
 // Secret is a password or key: { env = }, { file = }, { credential = } or a plain string. It prints as ***.
 type Secret struct{ value string }
 

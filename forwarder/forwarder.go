@@ -51,7 +51,9 @@ type output struct {
 	name   string
 	index  int
 	uplink Uplink
+	log    *buffer.Log
 	bound  *buffer.Bound
+	maxAge time.Duration // of a record; 0: without end
 	queues [pipeline.Lanes]*buffer.Queue
 	lanes  [pipeline.Lanes]*lane
 	dead   *deadLetters
@@ -124,7 +126,7 @@ func (f *Forwarder) adoptOrphans() error {
 			f.ledger.uplinks = append(f.ledger.uplinks, name)
 		}
 		l := newLane(kind, index, f.ledger, nil, f.damage)
-		if err := l.open(f.log, q.Name, nil); err != nil {
+		if err := l.open(f.log, q.Name, nil, 0); err != nil {
 			return fmt.Errorf("forwarder: records of uplink %s: %w", name, err)
 		}
 		f.lanes = append(f.lanes, l)
@@ -150,7 +152,7 @@ func splitLaneName(queue string) (uplink string, kind pipeline.Lane, ok bool) {
 
 // newOutput declares the queues of an uplink.
 func (f *Forwarder) newOutput(index int, name string, c config.Uplink, link Uplink) (*output, error) {
-	o := &output{name: name, index: index, uplink: link, ledger: f.ledger, gaps: newGaps(f.metrics.gapsLost.WithLabelValues(name))}
+	o := &output{name: name, index: index, uplink: link, log: f.log, maxAge: c.Buffer.MaxAge.D(), ledger: f.ledger, gaps: newGaps(f.metrics.gapsLost.WithLabelValues(name))}
 	logger := f.logger.With("uplink", name)
 	var err error
 	if o.rules, err = compileCommands(f.gateway, name, c.Commands); err != nil {
@@ -171,7 +173,7 @@ func (f *Forwarder) newOutput(index int, name string, c config.Uplink, link Upli
 	// The normal lane joins the bound first, so it is evicted first.
 	for kind := range pipeline.Lanes {
 		l := newLane(kind, index, f.ledger, o.gaps, f.damage)
-		if err := l.open(f.log, laneName(name, kind), o.bound); err != nil {
+		if err := l.open(f.log, laneName(name, kind), o.bound, o.maxAge); err != nil {
 			return nil, err
 		}
 		o.queues[kind], o.lanes[kind] = l.queue, l
@@ -184,6 +186,16 @@ func (f *Forwarder) newOutput(index int, name string, c config.Uplink, link Upli
 	}
 	o.drain = &drain{out: o, gateway: f.gateway, log: logger, metrics: f.metrics, times: defaultTimes()}
 	return o, nil
+}
+
+// age tells how old a record is that can expire, and whether it did.
+func (o *output) age(rec *buffer.Rec) (age time.Duration, expired bool) {
+	life := rec.Lifetime()
+	if life == 0 && o.maxAge == 0 {
+		return 0, false
+	}
+	age = o.log.Age(rec)
+	return age, life > 0 && age >= life || o.maxAge > 0 && age >= o.maxAge
 }
 
 // defaultMaxBytes stands in for a bound that the configuration left open.

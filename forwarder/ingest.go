@@ -95,10 +95,23 @@ func (f *Forwarder) encode(s *scratch, m *message.Message) error {
 			s.letter, r = out.dead.record(s.letter, c.Err.Error(), rec)
 			s.records = append(s.records, r)
 		default:
-			s.records = append(s.records, buffer.Record{Queue: out.queues[c.Route.Lane], Data: rec, Expires: m.Expires})
+			s.records = append(s.records, buffer.Record{Queue: out.queues[c.Route.Lane], Data: rec, Lifetime: lifetime(m, c.Route.Expire)})
 		}
 	}
 	return nil
+}
+
+// lifetime is how long a copy of m is worth sending, from its arrival on: what its sender said, or the route, whichever is shorter;
+// 0: without end.
+func lifetime(m *message.Message, route time.Duration) time.Duration {
+	if m.Expires.IsZero() {
+		return route
+	}
+	own := max(m.Expires.Sub(m.Received), time.Millisecond)
+	if route > 0 {
+		return min(own, route)
+	}
+	return own
 }
 
 // maxTopic is the longest topic that a message can be encoded with.

@@ -3,6 +3,7 @@ package forwarder
 import (
 	"cmp"
 	"sync"
+	"time"
 
 	"tidegate/buffer"
 	"tidegate/forwarder/pipeline"
@@ -36,7 +37,7 @@ func newLane(kind pipeline.Lane, uplink int, l *ledger, g *gaps, damage chan<- s
 
 // open declares the queue in the log. What is in it is counted before that, because the buffer may evict as soon as it
 // knows the bound; so is what was found damaged in it, which it reports right then.
-func (l *lane) open(log *buffer.Log, name string, bound *buffer.Bound) error {
+func (l *lane) open(log *buffer.Log, name string, bound *buffer.Bound, maxAge time.Duration) error {
 	if q := log.Lookup(name); q != nil {
 		s := q.Stats()
 		l.census.top = s.Next - 1
@@ -44,7 +45,7 @@ func (l *lane) open(log *buffer.Log, name string, bound *buffer.Bound) error {
 		l.unnamed.buffered.Add(int64(s.Records + s.Unheard))
 	}
 	l.epoch = log.Epoch()
-	q, err := log.Queue(name, buffer.QueueOptions{Bound: bound, OnDrop: l.dropped})
+	q, err := log.Queue(name, buffer.QueueOptions{Bound: bound, MaxAge: maxAge, OnDrop: l.dropped})
 	l.queue = q
 	return err
 }

@@ -24,7 +24,9 @@ func inBubble(t *testing.T, cfg *config.Config, decide func(*fakeCloud, int, mes
 	dir := t.TempDir()
 	synctest.Test(t, func(t *testing.T) {
 		cloud := newFakeCloud(decide)
-		r := open(t, dir, cfg, map[string]*fakeCloud{"cloud": cloud}).start()
+		start := time.Now()
+		clock := func() (uint64, time.Duration) { return 1, time.Since(start) } // the machine ages with the bubble
+		r := openWith(t, dir, cfg, map[string]*fakeCloud{"cloud": cloud}, buffer.Options{Clock: clock}).start()
 		defer r.close()
 		body(r, cloud)
 		synctest.Wait()

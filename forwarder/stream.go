@@ -234,7 +234,8 @@ func (s *stream) dispatch(ctx context.Context, f *flight, rec *buffer.Rec) bool 
 		s.bury(f, "the record cannot be read: "+err.Error())
 		return true
 	}
-	if e := rec.Expires(); !e.IsZero() && time.Now().After(e) {
+	age, expired := s.d.out.age(rec)
+	if expired {
 		s.leave(f, placeExpired)
 		return true
 	}
@@ -248,6 +249,10 @@ func (s *stream) dispatch(ctx context.Context, f *flight, rec *buffer.Rec) bool 
 		return true
 	}
 	f.received = m.Received
+	if !m.Expires.IsZero() {
+		// What is left of its expiry counts from now on, whatever the wall clock was when it came in (MQTT 5.0, 3.3.2.3.3).
+		m.Expires = time.Now().Add(m.Expires.Sub(m.Received) - age)
+	}
 	s.board(f)
 	if s.careful {
 		s.sent = time.Now()

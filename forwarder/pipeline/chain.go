@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"tidegate/config"
 	"tidegate/message"
@@ -26,6 +27,8 @@ type Route struct {
 	Lane  Lane
 	// QoS with which its copies are sent, 1 or 2, whatever the device used.
 	QoS message.QoS
+	// Expire is how long after its arrival a message is worth sending; 0: without end.
+	Expire time.Duration
 
 	clearRetain bool
 	from        []string
@@ -90,7 +93,7 @@ func (c *Chain) compile(name string, cfg config.Route) (*Route, error) {
 	fail := func(format string, args ...any) (*Route, error) {
 		return nil, fmt.Errorf("compile route %s: "+format, append([]any{name}, args...)...)
 	}
-	r := &Route{Name: name, QoS: 1, from: slices.Clone(cfg.From), except: slices.Clone(cfg.Except)}
+	r := &Route{Name: name, QoS: 1, Expire: cfg.Expire.D(), from: slices.Clone(cfg.From), except: slices.Clone(cfg.Except)}
 	if len(r.from) == 0 {
 		return fail("it has no from")
 	}

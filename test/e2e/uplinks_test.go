@@ -221,6 +221,37 @@ func TestDropOldest(t *testing.T) {
 	g.stop()
 }
 
+// TestMaxAge: what is too old leaves the disk while the cloud is away, also what an earlier process stored, and is counted; what
+// comes in later is delivered.
+func TestMaxAge(t *testing.T) {
+	c := startCloud(t)
+	g := newGateway(t, "[route.up]\n  from = [\"plant/#\"]\n",
+		uplinkTo("cloud", c.url(), "5", "[uplink.cloud.buffer]\n  max_age = \"3s\""))
+	far := consume(t, c.addr(), "application", "plant/#")
+	c.stop()
+	g.start()
+	publishLines(t, g.addr(devices), "5", "dev", "plant/old", 1, 1, 500)
+	g.kill()
+	g.start()
+	g.requireLedger("cloud", 500)
+	waitFor(t, soon, "the records to expire", func() bool { return g.metrics().places("cloud")["expired"] == 500 })
+	if u := g.uplink("cloud"); u.Records != 0 {
+		t.Errorf("status: %+v", u)
+	}
+	c.start()
+	publishLines(t, g.addr(devices), "5", "dev", "plant/new", 1, 1, 100)
+	g.requireDrained("cloud", soon)
+	waitFor(t, soon, "the new ones to arrive", func() bool { return far.distinct("plant/new") == 100 })
+	if n := far.distinct("plant/old"); n != 0 {
+		t.Errorf("%d expired messages arrived", n)
+	}
+	places := g.metrics().places("cloud")
+	if places["expired"]+places["delivered"] != 600 {
+		t.Errorf("ledger: %s", ledgerText(places))
+	}
+	g.stop()
+}
+
 // TestOldRecordPinsNothing: one record that waits for a cloud that is away does not keep the disk full of what another cloud
 // has long taken.
 func TestOldRecordPinsNothing(t *testing.T) {
