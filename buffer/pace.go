@@ -54,7 +54,7 @@ func (p *pace) reached() {
 
 // pause notes that no record came for a while after the first n of a frame.
 func (p *pace) pause(n uint32) {
-	if near := n / 8; n+near >= p.paused && n <= p.paused+near {
+	if near := n / 32; n+near >= p.paused && n <= p.paused+near {
 		p.target, p.rest = n/2, streamRest
 	}
 	p.paused = n

@@ -106,6 +106,7 @@ func (g *gateway) run(ctx context.Context, hurry <-chan struct{}) error {
 		parts = append(parts, part{"admin", g.admin.Run, adminPatience})
 	}
 	parts = append(parts,
+		part{"memory", keepSmall, adminPatience},
 		part{"users", func(ctx context.Context) error { return watchUsers(ctx, g.users, g.log) }, adminPatience},
 		part{"forwarder", func(ctx context.Context) error { return g.forwarder.Run(ctx, g.broker.Deliver) }, forwarderPatience},
 		part{"edge", g.broker.Run, edgePatience},

@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-// TestFootprint: resident memory when idle, and the time until the gateway is ready with an empty buffer.
+// TestFootprint: resident memory when idle, before and after a load, and the time until the gateway is ready with an empty buffer.
 func TestFootprint(t *testing.T) {
 	const memory = 20 * 1000 * 1000 / 1024 // KiB
 	sections := []string{"[route.up]\n  from = [\"plant/#\"]\n", uplinkTo("cloud", "mqtt://127.0.0.1:9", "5")}
@@ -37,6 +37,12 @@ func TestFootprint(t *testing.T) {
 	if best > memory {
 		t.Errorf("idle resident memory is %d KiB, at most 20 MB", best)
 	}
+	d := &device{name: "dev", topic: "plant/dev", version: "5", qos: 1, window: 100, pad: 200, addr: g.here}
+	d.start(t).finish(t, 50_000, 60*time.Second)
+	busy := residentKiB(t, g)
+	begin = time.Now()
+	waitFor(t, 60*time.Second, "memory to go back after the load", func() bool { return residentKiB(t, g) <= memory })
+	t.Logf("resident memory after 50,000 messages: %.1f MiB, below the bound again %v later", float64(busy)/1024, time.Since(begin).Round(time.Second))
 	g.stop()
 }
 
