@@ -45,8 +45,10 @@ type BufferStatus struct {
 	Writable bool `json:"writable"`
 	// NoSpace is true while the disk is full: every bound acts as if it were reached, so that old records are evicted or
 	// new ones refused.
-	NoSpace   bool   `json:"no_space"`
-	DiskBytes int64  `json:"disk_bytes"`
-	Damaged   uint64 `json:"damaged"` // records lost to damage, since the data folder exists
-	LastError string `json:"last_error"`
+	NoSpace   bool  `json:"no_space"`
+	DiskBytes int64 `json:"disk_bytes"`
+	// WrittenPerByte is how many bytes the disk was given for each byte of the records, since the start; 0 when there was none.
+	WrittenPerByte float64 `json:"written_per_byte"`
+	Damaged        uint64  `json:"damaged"` // records lost to damage, since the data folder exists
+	LastError      string  `json:"last_error"`
 }

@@ -276,10 +276,7 @@ func (l *Log) writeFrame(f *frameBuilder, sync bool) (*segment, int64, error) {
 			l.suspect(seg)
 			return nil, 0, fmt.Errorf("write %s: %w", seg.name, err)
 		}
-		l.counted(func(c *counters) {
-			c.frames++
-			c.written += int64(len(b))
-		})
+		l.counted(func(c *counters) { c.frames++ })
 	}
 	if sync && seg != nil {
 		if err := l.sync(seg); err != nil {
@@ -346,6 +343,7 @@ func (l *Log) publish(j job, seg *segment, off int64) {
 	var waiters []waiter
 	if f.kind == frameCommit && f.count > 0 {
 		l.counts.records += uint64(f.count)
+		l.counts.payload += uint64(f.charge - int64(f.count)*recordOverhead)
 		l.credit = min(l.credit, maxCredit) + moveShare*int64(len(f.buf))
 		l.settle(f.last())
 		l.gathered -= f.waiting

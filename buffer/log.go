@@ -16,7 +16,7 @@ import (
 type Log struct {
 	dir      string
 	o        Options
-	fs       FS
+	fs       meter
 	log      *slog.Logger
 	readOnly bool
 	lock     io.Closer
@@ -104,7 +104,7 @@ type Log struct {
 // counters are what Stats tells since Open.
 type counters struct {
 	frames, syncs, records   uint64
-	written                  int64
+	payload                  uint64
 	relocated                int64
 	evicted, damaged, damage uint64
 	alarms, failed           uint64
@@ -137,7 +137,7 @@ func Open(dir string, o Options) (*Log, error) {
 func newLog(dir string, o Options, readOnly bool) *Log {
 	o = o.withDefaults()
 	return &Log{
-		dir: dir, o: o, fs: o.FS, log: o.Logger, readOnly: readOnly,
+		dir: dir, o: o, fs: newMeter(o.FS), log: o.Logger, readOnly: readOnly,
 		queues: map[string]*Queue{}, byID: map[uint64]*Queue{}, nextID: 1, nextPos: 1, nextIndex: 1,
 		kick: make(chan struct{}, 1), fill: make(chan struct{}, 1), stop: make(chan struct{}),
 		pace: pace{target: maxTarget},

@@ -97,7 +97,6 @@ func (l *Log) newSegment(n int) (*segment, error) {
 	old := l.active
 	l.segments = append(l.segments, s)
 	l.active = s
-	l.counts.written += int64(len(b))
 	if old != nil {
 		l.checkDead(old)
 	}

@@ -13,9 +13,11 @@ type Stats struct {
 	// are charged.
 	Segments, Spares int
 	Bytes, LiveBytes int64
-	// Frames, Records and WrittenBytes were written, with Syncs fsyncs; RelocatedBytes is the part of it that only moved old records.
-	Frames, Records, Syncs       uint64
-	WrittenBytes, RelocatedBytes int64
+	// Frames and Records were written, with Syncs fsyncs, and PayloadBytes is the records' data. WrittenBytes is all that the disk was
+	// given for it, in whole pages: frames, headers, and the zeros of new segments. RelocatedBytes only moved old records.
+	Frames, Records, Syncs     uint64
+	PayloadBytes, WrittenBytes uint64
+	RelocatedBytes             int64
 	// Evicted and Damaged records; DamagedRegions counts places on disk. Failed records were never durable, and who waited was told.
 	Evicted, Damaged, DamagedRegions, Failed uint64
 	// WaitingBytes wait for the disk.
@@ -35,7 +37,7 @@ func (l *Log) Stats() Stats {
 	c := &l.counts
 	s := Stats{
 		Epoch: l.epoch, Segments: len(l.segments), Spares: len(l.spares), Frames: c.frames, Records: c.records, Syncs: c.syncs,
-		WrittenBytes: c.written, RelocatedBytes: c.relocated, Evicted: c.evicted, Damaged: c.damaged, DamagedRegions: c.damage,
+		PayloadBytes: c.payload, WrittenBytes: l.fs.written.Load(), RelocatedBytes: c.relocated, Evicted: c.evicted, Damaged: c.damaged, DamagedRegions: c.damage,
 		Failed: c.failed, WaitingBytes: l.gathered, Alarms: c.alarms, LastError: c.lastError, NoSpace: l.noSpace,
 	}
 	if s.LastError == nil {

@@ -17,7 +17,7 @@ type Buffer struct {
 	fsync prometheus.Histogram
 
 	records, bytes, oldest, dead, damaged *prometheus.Desc
-	written, relocated, disk              *prometheus.Desc
+	written, payload, relocated, disk     *prometheus.Desc
 	writable, noSpace                     *prometheus.Desc
 }
 
@@ -36,7 +36,8 @@ func NewBuffer(reg prometheus.Registerer) *Buffer {
 		oldest:    desc("oldest_seconds", "Age of the oldest stored record; 0 when there is none.", "uplink"),
 		dead:      desc("dead_letters", "Dead letters kept for an uplink.", "uplink"),
 		damaged:   desc("damaged_records_total", "Records lost to damage on disk.", "uplink"),
-		written:   desc("written_bytes_total", "Bytes written to the log."),
+		written:   desc("written_bytes_total", "Bytes given to the disk for the log, in whole pages, the zeros of new segments included."),
+		payload:   desc("payload_bytes_total", "Bytes of the records written; written_bytes / payload_bytes is the wear of the disk."),
 		relocated: desc("relocated_bytes_total", "Bytes of them that only moved old records."),
 		disk:      desc("disk_bytes", "Size of the log's files."),
 		writable:  desc("writable", "1 while the disk takes records, 0 while it fails."),
@@ -55,7 +56,7 @@ func (b *Buffer) Watch(l *buffer.Log) { b.log.Store(l) }
 // Describe implements prometheus.Collector.
 func (b *Buffer) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
-		b.records, b.bytes, b.oldest, b.dead, b.damaged, b.written, b.relocated, b.disk, b.writable, b.noSpace,
+		b.records, b.bytes, b.oldest, b.dead, b.damaged, b.written, b.payload, b.relocated, b.disk, b.writable, b.noSpace,
 	} {
 		ch <- d
 	}
@@ -75,6 +76,7 @@ func (b *Buffer) Collect(ch chan<- prometheus.Metric) {
 	}
 	s := l.Stats()
 	counter(b.written, float64(s.WrittenBytes))
+	counter(b.payload, float64(s.PayloadBytes))
 	counter(b.relocated, float64(s.RelocatedBytes))
 	gauge(b.disk, float64(s.Bytes))
 	writable := 1.0

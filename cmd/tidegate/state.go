@@ -31,6 +31,9 @@ func (g *gateway) Status() admin.Status {
 		Clients: g.broker.Clients(), Sessions: g.broker.Sessions(),
 		Buffer: admin.BufferStatus{Writable: disk.LastError == nil, NoSpace: disk.NoSpace, DiskBytes: disk.Bytes},
 	}
+	if disk.PayloadBytes > 0 {
+		s.Buffer.WrittenPerByte = float64(disk.WrittenBytes) / float64(disk.PayloadBytes)
+	}
 	if disk.LastError != nil {
 		s.Buffer.LastError = disk.LastError.Error()
 	}

@@ -59,6 +59,9 @@ func printStatus(w io.Writer, s admin.Status) {
 	if s.Buffer.NoSpace {
 		fmt.Fprint(w, ", NO SPACE LEFT: old records are evicted or new ones refused")
 	}
+	if s.Buffer.WrittenPerByte > 0 {
+		fmt.Fprintf(w, ", %.1f bytes written per byte of the records", s.Buffer.WrittenPerByte)
+	}
 	if s.Buffer.Damaged > 0 {
 		fmt.Fprintf(w, ", %d records lost to damage", s.Buffer.Damaged)
 	}
