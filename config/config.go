@@ -114,10 +114,18 @@ type Uplink struct {
 	// AckTimeout: no acknowledgement for the oldest message for that long drops the connection.
 	AckTimeout Duration `toml:"ack_timeout"`
 
+	// MaxRate bounds what is sent, so that it leaves room on the line or keeps to what is paid for.
+	MaxRate  MaxRate   `toml:"max_rate"`
 	Buffer   Buffer    `toml:"buffer"`
 	Commands []Command `toml:"command"`
 	// ServersAt is where each of Servers stands.
 	ServersAt []Place `toml:"-"`
+}
+
+// MaxRate bounds what an uplink sends; 0 is no bound.
+type MaxRate struct {
+	Messages MessageRate `toml:"messages"`
+	Bytes    ByteRate    `toml:"bytes"` // of the records, which are about as large as their PUBLISH packets
 }
 
 // Buffer bounds what is kept on disk for one uplink.

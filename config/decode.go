@@ -94,7 +94,7 @@ func fieldsOf(t reflect.Type) map[string]int {
 // value decodes n into v, which is one of the types that config.go uses.
 func (d *decoder) value(n *node, path, shape string, v reflect.Value) {
 	switch v.Interface().(type) {
-	case Duration, Size, InFlight, SyncInterval, Age:
+	case Duration, Size, InFlight, SyncInterval, Age, MessageRate, ByteRate:
 		d.unit(n, path, v)
 		return
 	case Secret:
@@ -171,6 +171,10 @@ func (d *decoder) unit(n *node, path string, v reflect.Value) {
 		value, err = syncInterval(n)
 	case Age:
 		value, err = age(n)
+	case MessageRate:
+		value, err = rate(n, "500/s", ParseMessageRate)
+	case ByteRate:
+		value, err = rate(n, "64KiB/s", ParseByteRate)
 	}
 	if err != nil {
 		d.add(Error, n.at, path, "%s", err)
@@ -208,6 +212,14 @@ func syncInterval(n *node) (int64, error) {
 		return 0, fmt.Errorf("must be \"always\" or from 1ms to 1h, not %q", n.text)
 	}
 	return int64(t), nil
+}
+
+func rate[R ~int64](n *node, example string, parse func(string) (R, error)) (int64, error) {
+	if n.kind != stringKind {
+		return 0, fmt.Errorf("must be a rate in quotes, such as %q, not %s", example, n.kind)
+	}
+	r, err := parse(n.text)
+	return int64(r), err
 }
 
 func age(n *node) (int64, error) {

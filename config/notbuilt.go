@@ -58,7 +58,6 @@ func notBuiltKeys() map[string]string {
 		"route.*.step":     noStages,
 
 		"uplink.*.preset":     noPreset,
-		"uplink.*.max_rate":   noRate,
 		"uplink.*.live_first": noOrder,
 		"uplink.*.batch":      noBatch,
 

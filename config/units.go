@@ -50,6 +50,31 @@ func ParseSize(text string) (Size, error) {
 	return Size(value * scale), nil
 }
 
+// rateUnits are the spans of time that a rate is written for.
+var rateUnits = map[string]float64{"s": 1, "m": 60, "h": 3600}
+
+// ParseMessageRate reads a number of messages for a span of time, such as "500/s", "30/m" or "10/h".
+func ParseMessageRate(text string) (MessageRate, error) {
+	number, unit, _ := strings.Cut(text, "/")
+	n, err := strconv.ParseFloat(number, 64)
+	span, ok := rateUnits[unit]
+	if err != nil || !ok || !(n > 0) || n > 1e9 || n/span < 0.001 {
+		return 0, fmt.Errorf("%q is no rate, write it as \"500/s\", \"30/m\" or \"10/h\"", text)
+	}
+	return MessageRate(n * 1000 / span), nil
+}
+
+// ParseByteRate reads a size for a span of time, such as "64KiB/s" or "10MB/h".
+func ParseByteRate(text string) (ByteRate, error) {
+	size, unit, _ := strings.Cut(text, "/")
+	n, err := ParseSize(size)
+	span, ok := rateUnits[unit]
+	if err != nil || !ok || n <= 0 || n > 1<<40 {
+		return 0, fmt.Errorf("%q is no rate, write it as \"64KiB/s\" or \"10MB/h\"", text)
+	}
+	return ByteRate(max(float64(n)*1000/span, 1)), nil
+}
+
 // leadingNumber splits "1h30m" into "1", "h" and "30m".
 func leadingNumber(s string) (number, unit, rest string) {
 	isDigit := func(c rune) bool { return c >= '0' && c <= '9' || c == '.' }

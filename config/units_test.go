@@ -67,3 +67,24 @@ func TestNearest(t *testing.T) {
 		}
 	}
 }
+
+func TestRates(t *testing.T) {
+	for text, want := range map[string]MessageRate{"500/s": 500_000, "30/m": 500, "9/h": 2, "0.5/s": 500} {
+		if got, err := ParseMessageRate(text); err != nil || got != want {
+			t.Errorf("%q is %d thousandths a second, want %d: %v", text, got, want, err)
+		}
+	}
+	for text, want := range map[string]ByteRate{"64KiB/s": 65_536_000, "6KB/m": 100_000, "1B/h": 1} {
+		if got, err := ParseByteRate(text); err != nil || got != want {
+			t.Errorf("%q is %d thousandths a second, want %d: %v", text, got, want, err)
+		}
+	}
+	for _, text := range []string{"", "/", "500", "500/", "500/d", "0/s", "-1/s", "x/s", "5/s/s", "NaN/s", "1e99/s", "Inf/s", "0.5/h"} {
+		if got, err := ParseMessageRate(text); err == nil {
+			t.Errorf("%q is taken for %d messages", text, got)
+		}
+		if got, err := ParseByteRate(text); err == nil {
+			t.Errorf("%q is taken for %d bytes", text, got)
+		}
+	}
+}

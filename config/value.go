@@ -26,6 +26,18 @@ type Age time.Duration
 // D returns a as the standard library's type; 0 is without end.
 func (a Age) D() time.Duration { return time.Duration(a) }
 
+// MessageRate is a number of messages per second, in thousandths; written "500/s", "30/m" or "10/h". 0 is no limit.
+type MessageRate int64
+
+// PerSecond returns the rate in messages per second.
+func (r MessageRate) PerSecond() float64 { return float64(r) / 1000 }
+
+// ByteRate is a number of bytes per second, in thousandths; written "64KiB/s" or "10MB/h". 0 is no limit.
+type ByteRate int64
+
+// PerSecond returns the rate in bytes per second.
+func (r ByteRate) PerSecond() float64 { return float64(r) / 1000 }
+
 // Secret is a password or key: { env = }, { file = }, { credential = } or a plain string. It prints as ***.
 type Secret struct{ value string }
 

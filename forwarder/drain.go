@@ -47,6 +47,7 @@ type drain struct {
 
 	// What follows belongs to the drain's goroutine.
 
+	pacer     pacer
 	suspect   suspicion
 	condemned int // records condemned since the last one that was delivered
 	quota     backoff

@@ -184,7 +184,7 @@ func (f *Forwarder) newOutput(index int, name string, c config.Uplink, link Upli
 	if err := o.dead.open("dead/" + name); err != nil {
 		return nil, err
 	}
-	o.drain = &drain{out: o, gateway: f.gateway, log: logger, metrics: f.metrics, times: defaultTimes()}
+	o.drain = &drain{out: o, gateway: f.gateway, log: logger, metrics: f.metrics, times: defaultTimes(), pacer: newPacer(c.MaxRate)}
 	return o, nil
 }
 

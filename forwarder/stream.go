@@ -141,7 +141,26 @@ func (s *stream) step(ctx context.Context) bool {
 		s.flushAcks()
 		return s.wait(ctx)
 	}
+	if p := &s.d.pacer; p.bounds() {
+		if d := p.delay(time.Now()); d > 0 {
+			return s.idle(ctx, d)
+		}
+	}
 	return s.sendNext(ctx, lane)
+}
+
+// idle keeps the next record back for d, or until there is something else to do.
+func (s *stream) idle(ctx context.Context, d time.Duration) bool {
+	s.flushAcks()
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-s.answers.wake:
+	case <-s.link.Lost():
+	case <-ctx.Done():
+	}
+	return true
 }
 
 func (s *stream) isLost() bool {
@@ -261,6 +280,7 @@ func (s *stream) dispatch(ctx context.Context, f *flight, rec *buffer.Rec) bool 
 	if err != nil {
 		return s.notTaken(ctx, f, err)
 	}
+	s.d.pacer.sent(len(rec.Data))
 	s.d.inFlight.Store(int64(s.window.open))
 	return true
 }
