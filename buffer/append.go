@@ -2,6 +2,7 @@ package buffer
 
 import (
 	"fmt"
+	"slices"
 	"time"
 )
 
@@ -21,7 +22,7 @@ func (l *Log) Append(recs ...Record) (Pos, error) {
 	if err := l.admit(recs); err != nil {
 		return 0, fmt.Errorf("append: %w", err)
 	}
-	f := l.gatheringFrame()
+	f, at := l.gatheringFrame(l.mortal(recs))
 	before := int64(len(f.buf))
 	for i := range recs {
 		r := &recs[i]
@@ -31,10 +32,10 @@ func (l *Log) Append(recs ...Record) (Pos, error) {
 		}
 		expires := int64(never)
 		if r.Lifetime > 0 {
-			expires = f.base + max(r.Lifetime.Milliseconds(), 1)
+			expires = at + max(r.Lifetime.Milliseconds(), 1)
 		}
 		r.Seq = q.next
-		f.add(q.entry, q.next, f.base, expires, r.Data)
+		f.add(q.entry, q.next, at, expires, r.Data)
 		q.next++
 		charge := chargeOf(r.Data)
 		q.pending += charge
@@ -51,6 +52,14 @@ func (l *Log) Append(recs ...Record) (Pos, error) {
 	}
 	return l.nextPos - 1, nil
 }
+
+// mortal tells whether the age of recs matters. Log.mu is held.
+func (l *Log) mortal(recs []Record) bool {
+	return l.expiring || slices.ContainsFunc(recs, func(r Record) bool { return r.Lifetime > 0 })
+}
+
+// frameSpan is how long a frame takes records whose age matters: after a crash all of them are taken for as old as its first.
+const frameSpan = 250 * time.Millisecond
 
 // admit checks that recs can be taken, all of them.
 func (l *Log) admit(recs []Record) error {
@@ -114,21 +123,33 @@ func (l *Log) appendable() error {
 // maxFrameBytes bounds what one Append may hold, well below what 32 bits can count.
 const maxFrameBytes = 4 * MaxRecordBytes
 
-// gatheringFrame gives the frame that takes new records. Its records share the time of its first one: the clock is not read
-// for each, and a frame gathers no longer than one commit takes.
-func (l *Log) gatheringFrame() *frameBuilder {
+// gatheringFrame gives the frame that takes new records, and the log time at which they come in. Records in a frame share that of its
+// first one, so that the clock is not read for each, unless they are mortal: behind a slow disk a frame may gather for long.
+func (l *Log) gatheringFrame(mortal bool) (*frameBuilder, int64) {
+	var at int64
+	if mortal {
+		at = l.time.now()
+	}
 	if n := len(l.gathering); n > 0 && len(l.gathering[n-1].buf) < l.frameLimitLocked() {
-		return l.gathering[n-1]
+		f := l.gathering[n-1]
+		switch {
+		case !mortal:
+			return f, f.base
+		case at-f.base < frameSpan.Milliseconds():
+			return f, max(at, f.base)
+		}
 	}
 	var buf []byte
 	if n := len(l.buffers); n > 0 {
 		buf, l.buffers = l.buffers[n-1], l.buffers[:n-1]
 	}
-	now := time.Now()
-	f := newFrame(frameCommit, buf, l.time.now())
-	f.first, f.began = l.nextPos, now
+	if !mortal {
+		at = l.time.now()
+	}
+	f := newFrame(frameCommit, buf, at)
+	f.first, f.began = l.nextPos, time.Now()
 	l.gathering = append(l.gathering, f)
-	return f
+	return f, at
 }
 
 // frameLimit is the size at which a frame is closed: small segments get small frames.

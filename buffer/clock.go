@@ -61,7 +61,7 @@ func (t *logTime) now() int64 {
 // begin sets the time for a log that has none yet.
 func (t *logTime) begin() {
 	boot, since := t.read()
-	t.boot, t.origin = boot, time.Now().UnixMilli()-since.Milliseconds()
+	t.boot, t.origin = boot, max(time.Now().UnixMilli()-since.Milliseconds(), 1)
 }
 
 // resume goes on from what a log says: the machine's start and its log time, as in its newest segment, and the last time in it.

@@ -35,7 +35,9 @@ func (l *Log) step() (time.Duration, bool) {
 		return l.heal(closing)
 	}
 	l.evictOverBound()
-	l.expireDue()
+	if !closing && l.expireSome() {
+		return 0, true
+	}
 	if !closing && !l.moved {
 		// In turns with commits: neither waits for long.
 		if moved, _ := l.relocate(); moved {

@@ -93,12 +93,12 @@ type Log struct {
 	// quarantined counts the bytes of the quarantine folder, nextSpare numbers spare files.
 	quarantined int64
 	nextSpare   uint64
-	// lastSegmentSize, moved, pace and expireAt belong to the committer: the growth of first segments, whether it relocated last, how
-	// long a frame gathers, and when it looks for expired records next.
+	// lastSegmentSize, moved and pace belong to the committer: the growth of first segments, whether it relocated last, and how long a
+	// frame gathers.
 	lastSegmentSize int64
 	moved           bool
 	pace            pace
-	expireAt        time.Time
+	expiry          expiry
 }
 
 // counters are what Stats tells since Open.
@@ -140,7 +140,7 @@ func newLog(dir string, o Options, readOnly bool) *Log {
 		dir: dir, o: o, fs: newMeter(o.FS), log: o.Logger, readOnly: readOnly,
 		queues: map[string]*Queue{}, byID: map[uint64]*Queue{}, nextID: 1, nextPos: 1, nextIndex: 1,
 		kick: make(chan struct{}, 1), fill: make(chan struct{}, 1), stop: make(chan struct{}),
-		pace: pace{target: maxTarget},
+		pace: pace{target: maxTarget}, expiry: newExpiry(),
 		time: logTime{read: o.Clock},
 	}
 }

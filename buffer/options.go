@@ -169,7 +169,7 @@ func (r *Rec) Lifetime() time.Duration {
 	if r.expires == never {
 		return 0
 	}
-	return time.Duration(r.expires-r.received) * time.Millisecond
+	return time.Duration(max(r.expires-r.received, 1)) * time.Millisecond
 }
 
 // Batch is what Queue.Next fills. Its memory is used again by the next call.

@@ -14,6 +14,9 @@ const (
 	streamGather = time.Millisecond
 	// streamBytes make a frame large enough.
 	streamBytes = 256 << 10
+	// streamRecent is how long ago the frame before may have been taken. In a process with nothing to do a short wait takes more than a
+	// millisecond, which the first records after a burst are spared.
+	streamRecent = 2 * time.Millisecond
 	// streamPause without a record says that the senders wait.
 	streamPause = 250 * time.Microsecond
 	// streamRest is how many commits keep a target that was found, as finding it costs a pause. Then it grows by a part of streamGrowth with
@@ -30,6 +33,7 @@ const (
 // It belongs to the committer.
 type pace struct {
 	last   uint32 // records of the last frame
+	taken  time.Time
 	target uint32 // a frame with so many records is taken
 	paused uint32 // records of the frame in which the last pause was seen
 	rest   int    // so many more commits keep the target
@@ -39,7 +43,7 @@ type pace struct {
 // took notes that a frame was taken.
 func (p *pace) took(f *frameBuilder) {
 	if f != nil {
-		p.last = f.count
+		p.last, p.taken = f.count, time.Now()
 	}
 }
 
@@ -63,7 +67,7 @@ func (p *pace) pause(n uint32) {
 // letGather waits until the gathering frame is to be taken. It returns at once when there is none, or records do not stream in.
 func (l *Log) letGather() {
 	p := &l.pace
-	if p.last < streamRecords {
+	if p.last < streamRecords || time.Since(p.taken) > streamRecent {
 		return
 	}
 	l.mu.Lock()
@@ -81,7 +85,7 @@ func (l *Log) letGather() {
 		n := f.count
 		l.wakeAt = p.target
 		l.mu.Unlock()
-		paused := l.sleep(min(left, streamPause))
+		paused := l.sleep(min(left, streamPause)) && left >= streamPause
 		l.mu.Lock()
 		l.wakeAt = 0
 		if paused && f.count == n {

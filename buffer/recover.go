@@ -267,7 +267,7 @@ func (l *Log) sealFound(found []scanned) {
 			err = l.writeAgain(sc)
 		}
 		if err == nil {
-			err = l.seal(sc.seg)
+			err = l.seal(sc.seg, sc.latest)
 		}
 		if err != nil {
 			l.log.Warn("sealing a segment failed", "segment", sc.seg.name, "err", err)

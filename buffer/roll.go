@@ -18,7 +18,7 @@ func (l *Log) segmentFor(n int) (*segment, error) {
 		if s.end+int64(n)+endMarkLen+sealReserve(s.size) <= s.limit() {
 			return s, nil
 		}
-		if err := l.seal(s); err != nil {
+		if err := l.seal(s, l.time.now()); err != nil {
 			return nil, err
 		}
 	}
@@ -132,11 +132,12 @@ func (l *Log) addQueues(f *frameBuilder) {
 
 func appendUint(b []byte, v uint64) []byte { return binary.AppendUvarint(b, v) }
 
-// seal ends a segment: its last frame says what is in it, so that it need not be scanned.
-func (l *Log) seal(s *segment) error {
+// seal ends a segment: its last frame says what is in it, so that it need not be scanned. at is the log time of that frame: now, or for a
+// segment that another process wrote the last time in it, as its header names the start of the machine in which that was.
+func (l *Log) seal(s *segment, at int64) error {
 	l.mu.Lock()
 	s.sealed = true
-	f := newFrame(frameSeal, nil, l.time.now())
+	f := newFrame(frameSeal, nil, at)
 	f.buf = f.buf[:frameHeaderLen]
 	f.first = l.durableNext()
 	f.addSection(sectionExtents, func(b []byte) ([]byte, int) {
@@ -162,13 +163,13 @@ func (l *Log) seal(s *segment) error {
 	if int64(len(f.buf)) > room {
 		return l.sync(s)
 	}
-	at := s.end
-	if err := writeAt(s.file, f.finish(s.salt, at), at); err != nil {
+	off := s.end
+	if err := writeAt(s.file, f.finish(s.salt, off), off); err != nil {
 		l.suspect(s)
 		return fmt.Errorf("seal %s: %w", s.name, err)
 	}
 	var slot [slotLen]byte
-	putSealSlot(slot[:], s.salt, at)
+	putSealSlot(slot[:], s.salt, off)
 	if err := writeAt(s.file, slot[:], slotAt); err != nil {
 		l.suspect(s)
 		return fmt.Errorf("seal %s: %w", s.name, err)
@@ -178,7 +179,7 @@ func (l *Log) seal(s *segment) error {
 	}
 	l.mu.Lock()
 	l.unsynced = time.Time{}
-	s.end = at + int64(len(f.buf))
+	s.end = off + int64(len(f.buf))
 	l.mu.Unlock()
 	return nil
 }
@@ -208,7 +209,7 @@ func (l *Log) shrink(s *segment) {
 // finalSeal is the last thing before the log is closed.
 func (l *Log) finalSeal() {
 	if s := l.active; s != nil && !s.suspect && !s.sealed {
-		if err := l.seal(s); err != nil {
+		if err := l.seal(s, l.time.now()); err != nil {
 			l.closeErr = errors.Join(l.closeErr, err)
 			return
 		}

@@ -83,8 +83,7 @@ type extent struct {
 	// bytes is what all count records are charged; live of them are not yet done with.
 	bytes int64
 	live  uint64
-	// expires is the log time at which the last record expires, earliest that of the first frame that came in. The frames were written
-	// from oldest to newest.
+	// Frames expire from earliest to expires, the log time at which the last record does, and were written from oldest to newest.
 	expires, earliest, oldest, newest int64
 }
 
@@ -146,11 +145,17 @@ func (l *Log) addExtent(q *Queue, s *segment, start, tail, end int64, e indexEnt
 // apart says that records of this age and expiry should not stand in one extent with those of e, as it is given up as a whole.
 func (e *extent) apart(expires, at int64) bool {
 	const spread = int64(expirySpread / time.Millisecond)
-	return at-e.oldest > spread || e.expires != never && expires != never && expires-e.earliest > spread
+	switch {
+	case at-e.oldest > spread || e.newest-at > spread:
+		return true
+	case e.expires == never || expires == never:
+		return e.earliest != expires // where all live for ever, earliest is that too
+	}
+	return expires-e.earliest > spread || e.expires-expires > spread
 }
 
-// splits is how many extents there may be before no more are made for their age alone: the seal must have room for all.
-func (s *segment) splits() int { return int(sealReserve(s.size) / 64) }
+// splits is how many extents there may be before no more are made for their age alone: the seal must have room for all, and memory too.
+func (s *segment) splits() int { return int(min(sealReserve(s.size)/64, 128)) }
 
 // insertExtent adds an extent to its queue and segment.
 func (l *Log) insertExtent(x *extent) {

@@ -3,8 +3,10 @@ package forwarder
 import (
 	"fmt"
 	"testing"
+	"testing/synctest"
 	"time"
 
+	"tidegate/buffer"
 	"tidegate/config"
 	"tidegate/message"
 )
@@ -13,8 +15,12 @@ import (
 func TestLifetimeOfACopy(t *testing.T) {
 	now := time.Now()
 	for _, c := range []struct{ own, route, want time.Duration }{
-		{0, 0, 0}, {0, time.Hour, time.Hour}, {time.Minute, 0, time.Minute}, {time.Minute, time.Hour, time.Minute},
-		{time.Hour, time.Minute, time.Minute}, {-time.Minute, 0, time.Millisecond},
+		{0, 0, 0},
+		{0, time.Hour, time.Hour},
+		{time.Minute, 0, time.Minute},
+		{time.Minute, time.Hour, time.Minute},
+		{time.Hour, time.Minute, time.Minute},
+		{-time.Minute, 0, time.Millisecond},
 	} {
 		m := message.Message{Received: now}
 		if c.own != 0 {
@@ -102,5 +108,32 @@ func TestMaxAge(t *testing.T) {
 			t.Errorf("ledger: %v", e.Places)
 		}
 		requireGaps(t, c, gap(1, 4, "expired"))
+	})
+}
+
+// TestExpiredWhileAway: what expired while no gateway ran is counted and announced by the next one.
+func TestExpiredWhileAway(t *testing.T) {
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		start := time.Now()
+		o := buffer.Options{Clock: func() (uint64, time.Duration) { return 1, time.Since(start) }}
+		cfg := testConfig(map[string]config.Route{"all": {From: []string{"#"}, Expire: config.Age(time.Minute)}}, "cloud")
+		c := newFakeCloud(takeAll)
+		c.setOffline(true)
+		r := openWith(t, dir, cfg, map[string]*fakeCloud{"cloud": c}, o).start()
+		for i := range 5 {
+			r.send("a", fmt.Sprint(i+1))
+		}
+		r.close()
+		time.Sleep(time.Hour)
+		r = openWith(t, dir, cfg, map[string]*fakeCloud{"cloud": c}, o).start()
+		defer r.close()
+		c.setOffline(false)
+		time.Sleep(5 * time.Second)
+		if e := r.entry("all", "cloud"); e.Recovered != 5 || e.Places["expired"] != 5 {
+			t.Errorf("ledger: %+v", e)
+		}
+		requireGaps(t, c, gap(1, 5, "expired"))
+		r.balance()
 	})
 }

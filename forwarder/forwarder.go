@@ -239,6 +239,7 @@ func (f *Forwarder) Run(ctx context.Context, deliver message.Handler) error {
 	}
 	<-sending.Done()
 	drains.Wait()
+	f.log.StopExpiring() // what expired from here on would be announced to nobody
 	stopKeeping()
 	keepers.Wait()
 	disconnect()

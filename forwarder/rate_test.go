@@ -53,8 +53,8 @@ func TestMaxRate(t *testing.T) {
 				if len(got) < c.least || len(got) > c.most {
 					t.Errorf("%d delivered in ten seconds, want %d to %d", len(got), c.least, c.most)
 				}
-				// One of the others may be on its way before the urgent lane was looked at.
-				if n := slices.IndexFunc(got, func(a arrivalAt) bool { return a.topic == "u" }); n < 0 || n > 1 {
+				// What may leave at once may be on its way before the urgent lane was looked at.
+				if n := slices.IndexFunc(got, func(a arrivalAt) bool { return a.topic == "u" }); n < 0 || n > 4 {
 					t.Errorf("the urgent record came as number %d", n+1)
 				}
 			})

@@ -19,9 +19,9 @@ const (
 )
 
 // reserveHeap makes the collector wait for heapReserve, and returns the memory that does it. It is never touched, so it takes address space
-// and no memory. Who set GOGC has decided otherwise.
+// and no memory. Who set GOGC or GOMEMLIMIT has decided otherwise.
 func reserveHeap() []byte {
-	if os.Getenv("GOGC") != "" {
+	if os.Getenv("GOGC") != "" || os.Getenv("GOMEMLIMIT") != "" {
 		return nil
 	}
 	return make([]byte, heapReserve)
