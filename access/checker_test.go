@@ -8,7 +8,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
+	"testing/synctest"
 
 	"golang.org/x/crypto/bcrypt"
 
@@ -147,42 +147,45 @@ func TestMemoryOfLogins(t *testing.T) {
 
 // TestTooManyLogins: beyond the bound of waiting logins the answer is busy at once, and remembered logins still pass.
 func TestTooManyLogins(t *testing.T) {
-	k, err := New(config.Auth{UsersFile: usersFile(t, "a", cheap(t, "one"))})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := k.Authenticate("a", []byte("one"), "c", false); err != nil {
-		t.Fatal(err)
-	}
-	const limit = 5
-	k.logins.limit = limit
-	for range cap(k.logins.turns) {
-		k.logins.turns <- struct{}{} // somebody else is hashing
-	}
-	var waiting sync.WaitGroup
-	for i := range limit {
-		waiting.Go(func() {
-			if _, err := k.Authenticate("a", fmt.Appendf(nil, "wrong %d", i), "c", false); !errors.Is(err, message.ErrNotAllowed) {
-				t.Errorf("waited for nothing: %v", err)
-			}
-		})
-	}
-	for k.logins.waiting.Load() < limit {
-		time.Sleep(time.Millisecond)
-	}
-	if _, err := k.Authenticate("a", []byte("one more"), "c", false); !errors.Is(err, message.ErrBusy) {
-		t.Errorf("one more: %v", err)
-	}
-	if _, err := k.Authenticate("a", []byte("one"), "c", false); err != nil {
-		t.Errorf("a remembered login: %v", err)
-	}
-	for range cap(k.logins.turns) {
-		<-k.logins.turns
-	}
-	waiting.Wait()
-	if n := k.logins.waiting.Load(); n != 0 {
-		t.Errorf("%d are still waiting", n)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		k, err := New(config.Auth{UsersFile: usersFile(t, "a", cheap(t, "one"))})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := k.Authenticate("a", []byte("one"), "c", false); err != nil {
+			t.Fatal(err)
+		}
+		const limit = 5
+		k.logins.limit = limit
+		for range cap(k.logins.turns) {
+			k.logins.turns <- struct{}{} // somebody else is hashing
+		}
+		var waiting sync.WaitGroup
+		for i := range limit {
+			waiting.Go(func() {
+				if _, err := k.Authenticate("a", fmt.Appendf(nil, "wrong %d", i), "c", false); !errors.Is(err, message.ErrNotAllowed) {
+					t.Errorf("waited for nothing: %v", err)
+				}
+			})
+		}
+		synctest.Wait() // all of them wait for their turn
+		if n := k.logins.waiting.Load(); n != limit {
+			t.Fatalf("%d are waiting, want %d", n, limit)
+		}
+		if _, err := k.Authenticate("a", []byte("one more"), "c", false); !errors.Is(err, message.ErrBusy) {
+			t.Errorf("one more: %v", err)
+		}
+		if _, err := k.Authenticate("a", []byte("one"), "c", false); err != nil {
+			t.Errorf("a remembered login: %v", err)
+		}
+		for range cap(k.logins.turns) {
+			<-k.logins.turns
+		}
+		waiting.Wait()
+		if n := k.logins.waiting.Load(); n != 0 {
+			t.Errorf("%d are still waiting", n)
+		}
+	})
 }
 
 func TestReload(t *testing.T) {

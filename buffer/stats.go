@@ -37,7 +37,8 @@ func (l *Log) Stats() Stats {
 	c := &l.counts
 	s := Stats{
 		Epoch: l.epoch, Segments: len(l.segments), Spares: len(l.spares), Frames: c.frames, Records: c.records, Syncs: c.syncs,
-		PayloadBytes: c.payload, WrittenBytes: l.fs.written.Load(), RelocatedBytes: c.relocated, Evicted: c.evicted, Damaged: c.damaged, DamagedRegions: c.damage,
+		PayloadBytes: c.payload, WrittenBytes: l.fs.written.Load(), RelocatedBytes: c.relocated, Evicted: c.evicted,
+		Damaged: c.damaged, DamagedRegions: c.damage,
 		Failed: c.failed, WaitingBytes: l.gathered, Alarms: c.alarms, LastError: c.lastError, NoSpace: l.noSpace,
 	}
 	if s.LastError == nil {

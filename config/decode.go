@@ -3,6 +3,7 @@ package config
 import (
 	"fmt"
 	"maps"
+	"math"
 	"reflect"
 	"slices"
 	"strings"
@@ -168,9 +169,9 @@ func (d *decoder) unit(n *node, path string, v reflect.Value) {
 	case InFlight:
 		value, err = inFlight(n)
 	case SyncInterval:
-		value, err = syncInterval(n)
+		value, err = wordOr(n, "always", "1s", time.Millisecond, time.Hour, "from 1ms to 1h")
 	case Age:
-		value, err = age(n)
+		value, err = wordOr(n, "off", "24h", time.Second, math.MaxInt64, "1s or more")
 	case MessageRate:
 		value, err = rate(n, "500/s", ParseMessageRate)
 	case ByteRate:
@@ -197,23 +198,6 @@ func inFlight(n *node) (int64, error) {
 	return 0, fmt.Errorf("must be a number, or \"auto\", not %s", n.kind)
 }
 
-func syncInterval(n *node) (int64, error) {
-	if n.kind != stringKind {
-		return 0, fmt.Errorf("must be \"always\" or a duration in quotes, such as \"1s\", not %s", n.kind)
-	}
-	if n.text == "always" {
-		return 0, nil
-	}
-	t, err := ParseDuration(n.text)
-	if err != nil {
-		return 0, fmt.Errorf("must be \"always\" or a duration such as \"1s\", not %q", n.text)
-	}
-	if t == 0 || t.D() > time.Hour {
-		return 0, fmt.Errorf("must be \"always\" or from 1ms to 1h, not %q", n.text)
-	}
-	return int64(t), nil
-}
-
 func rate[R ~int64](n *node, example string, parse func(string) (R, error)) (int64, error) {
 	if n.kind != stringKind {
 		return 0, fmt.Errorf("must be a rate in quotes, such as %q, not %s", example, n.kind)
@@ -222,19 +206,20 @@ func rate[R ~int64](n *node, example string, parse func(string) (R, error)) (int
 	return int64(r), err
 }
 
-func age(n *node) (int64, error) {
+// wordOr reads a duration of least to most, or the word that stands for 0. bounds says in words what is allowed.
+func wordOr(n *node, word, example string, least, most time.Duration, bounds string) (int64, error) {
 	if n.kind != stringKind {
-		return 0, fmt.Errorf("must be \"off\" or a duration in quotes, such as \"24h\", not %s", n.kind)
+		return 0, fmt.Errorf("must be %q or a duration in quotes, such as %q, not %s", word, example, n.kind)
 	}
-	if n.text == "off" {
+	if n.text == word {
 		return 0, nil
 	}
 	t, err := ParseDuration(n.text)
 	if err != nil {
-		return 0, fmt.Errorf("must be \"off\" or a duration such as \"24h\", not %q", n.text)
+		return 0, fmt.Errorf("must be %q or a duration such as %q, not %q", word, example, n.text)
 	}
-	if t.D() < time.Second {
-		return 0, fmt.Errorf("must be \"off\" or 1s or more, not %q", n.text)
+	if t.D() < least || t.D() > most {
+		return 0, fmt.Errorf("must be %q or %s, not %q", word, bounds, n.text)
 	}
 	return int64(t), nil
 }

@@ -152,7 +152,10 @@ func splitLaneName(queue string) (uplink string, kind pipeline.Lane, ok bool) {
 
 // newOutput declares the queues of an uplink.
 func (f *Forwarder) newOutput(index int, name string, c config.Uplink, link Uplink) (*output, error) {
-	o := &output{name: name, index: index, uplink: link, log: f.log, maxAge: c.Buffer.MaxAge.D(), ledger: f.ledger, gaps: newGaps(f.metrics.gapsLost.WithLabelValues(name))}
+	o := &output{
+		name: name, index: index, uplink: link, log: f.log, maxAge: c.Buffer.MaxAge.D(), ledger: f.ledger,
+		gaps: newGaps(f.metrics.gapsLost.WithLabelValues(name)),
+	}
 	logger := f.logger.With("uplink", name)
 	var err error
 	if o.rules, err = compileCommands(f.gateway, name, c.Commands); err != nil {

@@ -135,8 +135,9 @@ func TestStatusAndStop(t *testing.T) {
 	g.bus.disk.setSlow(nil)
 	c.send(c.request(codes.POST, "/ps/a", "topsecretpayload"))
 	waitFor(t, "a record waits", func() bool { return g.bus.disk.pending() == 1 })
+	running := runtime.NumGoroutine()
 	cancel()
-	time.Sleep(50 * time.Millisecond)
+	waitFor(t, "nothing is read any more", func() bool { return runtime.NumGoroutine() < running })
 	g.bus.disk.settleAll(nil)
 	if got, ok := c.receive(patience); !ok || got.Code != codes.Changed {
 		t.Errorf("answered %v while stopping", got)
