@@ -23,7 +23,7 @@ func (l *Log) Append(recs ...Record) (Pos, error) {
 		return 0, fmt.Errorf("append: %w", err)
 	}
 	f, at := l.gatheringFrame(l.mortal(recs))
-	before := int64(len(f.buf))
+	before := f.size
 	for i := range recs {
 		r := &recs[i]
 		q := r.Queue
@@ -44,7 +44,7 @@ func (l *Log) Append(recs ...Record) (Pos, error) {
 		}
 	}
 	l.nextPos += uint64(len(recs))
-	added := int64(len(f.buf)) - before
+	added := int64(f.size - before)
 	f.waiting += added
 	l.gathered += added
 	if f.count >= l.wakeAt || l.large(f) {
@@ -130,7 +130,7 @@ func (l *Log) gatheringFrame(mortal bool) (*frameBuilder, int64) {
 	if mortal {
 		at = l.time.now()
 	}
-	if n := len(l.gathering); n > 0 && len(l.gathering[n-1].buf) < l.frameLimitLocked() {
+	if n := len(l.gathering); n > 0 && l.gathering[n-1].size < l.frameLimitLocked() {
 		f := l.gathering[n-1]
 		switch {
 		case !mortal:

@@ -291,3 +291,31 @@ func (t *together) run(window int, d time.Duration) int {
 		}
 	}
 }
+
+// BenchmarkCompress shrinks frames of sensor readings as the committer does: the time is for one record.
+func BenchmarkCompress(b *testing.B) {
+	for _, n := range []int{8, 64, 512, 4096} {
+		b.Run(fmt.Sprintf("records=%d", n), func(b *testing.B) {
+			c := compressor{on: true, records: 1}
+			q := &Queue{id: 1}
+			raw, stored := 0, 0
+			for i := 0; b.Loop(); i += n {
+				b.StopTimer()
+				f := newFrame(frameCommit, nil, 1000)
+				e := f.entry(q, 1, 1)
+				for k := range n {
+					f.add(e, Seq(k+1), 1000, never, reading(i+k))
+				}
+				raw += f.size
+				b.StartTimer()
+				c.shrink(f)
+				b.StopTimer()
+				f.closeRecords(1)
+				stored += len(f.buf)
+				b.StartTimer()
+			}
+			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/float64(n), "ns/record")
+			b.ReportMetric(float64(stored)/float64(raw), "stored/raw")
+		})
+	}
+}

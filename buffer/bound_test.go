@@ -32,7 +32,7 @@ func filled(name string, size int) []byte {
 // requireWithin wants the bound to hold. What a commit brought beyond it is evicted before the next commit.
 func requireWithin(t *testing.T, b *Bound, records int) {
 	t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(60 * time.Second); ; time.Sleep(time.Millisecond) {
 		used, limit := b.Used()
 		if used <= limit {
 			return

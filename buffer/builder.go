@@ -2,15 +2,22 @@ package buffer
 
 import "time"
 
-// frameBuilder gathers one frame. The space for the headers is kept free in front of the records.
+// frameBuilder gathers one frame: first its records, by the key they will be sealed with, then the other sections.
 type frameBuilder struct {
-	kind    frameKind
+	kind frameKind
+	// buf is the frame, with space for its header. The records of the first group gather right in it.
 	buf     []byte
 	entries []indexEntry
 	queues  []*Queue
-	count   uint32
-	// sections is filled in when they are closed.
+	// slots says, for each entry, where its records are.
+	slots  []entrySlot
+	groups []recordGroup
+	count  uint32
+	// size is how many bytes were gathered, headers included.
+	size int
+	// sections is filled in when they are closed; seals are those to be encrypted when the frame's place is known.
 	sections uint16
+	seals    []sealWork
 	first    Pos
 	// began is when the first record was added.
 	began   time.Time
@@ -22,20 +29,48 @@ type frameBuilder struct {
 	waiting int64
 }
 
+// recordGroup is a section of records in the making.
+type recordGroup struct {
+	key Key // zero: the records are not encrypted
+	// buf begins with space for the section's header, in the first group behind that for the frame's.
+	buf     []byte
+	start   int
+	entries []indexEntry // only filled in where there are several groups
+	count   uint32
+	// raw is the length of the records before they were compressed by codec.
+	raw   int
+	codec uint8
+}
+
+func (g *recordGroup) records() []byte { return g.buf[g.start+sectionHeaderLen:] }
+
+type entrySlot struct{ group, number int }
+
+// sealWork is a section of a frame: where its header stands in the frame, and the length of its records.
+type sealWork struct {
+	key Key
+	at  int
+	n   int
+}
+
 func newFrame(kind frameKind, buf []byte, base int64) *frameBuilder {
 	if cap(buf) < frameHeaderLen+sectionHeaderLen {
 		buf = make([]byte, 0, 4096)
 	}
-	return &frameBuilder{kind: kind, buf: buf[:frameHeaderLen+sectionHeaderLen], base: base}
+	return &frameBuilder{kind: kind, buf: buf[:frameHeaderLen], size: frameHeaderLen, base: base}
 }
 
 // add encodes one record; entry is its number in the index.
 func (f *frameBuilder) add(entry int, seq Seq, received, expires int64, data []byte) {
-	e := &f.entries[entry]
-	f.buf = appendRecord(f.buf, entry, uint64(seq-e.last-1), received-f.base, f.relative(expires), data)
+	e, slot := &f.entries[entry], f.slots[entry]
+	g := &f.groups[slot.group]
+	before := len(g.buf)
+	g.buf = appendRecord(g.buf, slot.number, uint64(seq-e.last-1), received-f.base, f.relative(expires), data)
+	f.size += len(g.buf) - before
 	e.last = seq
 	e.count++
 	e.bytes += uint64(len(data))
+	g.count++
 	f.count++
 	f.charge += chargeOf(data)
 	e.expires, e.newest = max(e.expires, expires), max(e.newest, received)
@@ -51,23 +86,82 @@ func (f *frameBuilder) relative(expires int64) int64 {
 
 // entry opens an index entry for records of q from first on.
 func (f *frameBuilder) entry(q *Queue, epoch uint64, first Seq) int {
-	f.entries = append(f.entries, indexEntry{queue: q.id, epoch: epoch, first: first, last: first - 1})
+	key, _ := q.keys.first()
+	group, number := f.group(key), 0
+	for _, s := range f.slots {
+		if s.group == group {
+			number++
+		}
+	}
+	f.entries = append(f.entries, indexEntry{queue: q.id, epoch: epoch, first: first, last: first - 1, key: key.id})
 	f.queues = append(f.queues, q)
+	f.slots = append(f.slots, entrySlot{group, number})
 	return len(f.entries) - 1
 }
 
-// closeRecords ends the section of records. epoch is that of the segment.
-func (f *frameBuilder) closeRecords(epoch uint64) {
-	if f.count == 0 {
-		f.buf = f.buf[:frameHeaderLen]
-		return
+// group finds or makes the group of a key.
+func (f *frameBuilder) group(key Key) int {
+	for i := range f.groups {
+		if f.groups[i].key.id == key.id {
+			return i
+		}
 	}
-	records := len(f.buf)
-	f.buf = appendIndex(f.buf, epoch, f.entries)
-	raw := uint32(len(f.buf) - frameHeaderLen - sectionHeaderLen)
-	putSectionHeader(f.buf[frameHeaderLen:], sectionHeader{
-		kind: sectionRecords, count: f.count, raw: raw, stored: raw, index: uint32(len(f.buf) - records),
-	})
+	g := recordGroup{key: key}
+	if len(f.groups) == 0 {
+		g.buf, g.start = f.buf[:frameHeaderLen+sectionHeaderLen], frameHeaderLen
+	} else {
+		g.buf = make([]byte, sectionHeaderLen, 4096)
+	}
+	f.size += sectionHeaderLen
+	f.groups = append(f.groups, g)
+	return len(f.groups) - 1
+}
+
+// closeRecords ends the sections of records. epoch is that of the segment.
+func (f *frameBuilder) closeRecords(epoch uint64) {
+	if len(f.groups) > 1 {
+		for i, s := range f.slots {
+			g := &f.groups[s.group]
+			g.entries = append(g.entries, f.entries[i])
+		}
+	}
+	for i := range f.groups {
+		g := &f.groups[i]
+		if len(f.groups) == 1 {
+			g.entries = f.entries
+		}
+		at := len(f.buf)
+		if g.start > 0 {
+			at = g.start
+		}
+		f.closeGroup(g, epoch, at)
+		if g.start > 0 {
+			f.buf = g.buf
+		} else {
+			f.buf = append(f.buf, g.buf...)
+		}
+	}
+	f.groups = nil
+}
+
+// closeGroup ends one section, which will stand at at in the frame.
+func (f *frameBuilder) closeGroup(g *recordGroup, epoch uint64, at int) {
+	n := len(g.records())
+	if g.codec == codecNone {
+		g.raw = n
+	}
+	h := sectionHeader{kind: sectionRecords, codec: g.codec, count: g.count}
+	if g.key.id != 0 {
+		h.cipher, h.key = g.key.cipher, g.key.id
+		f.seals = append(f.seals, sealWork{g.key, at, n})
+		g.buf = append(g.buf, make([]byte, tagBytes)...)
+	}
+	index := len(g.buf)
+	g.buf = appendIndex(g.buf, epoch, g.entries)
+	h.index = uint32(len(g.buf) - index)
+	h.raw = uint32(g.raw) + h.index
+	h.stored = uint32(len(g.records()))
+	putSectionHeader(g.buf[g.start:], h)
 	f.sections++
 }
 
@@ -82,18 +176,30 @@ func (f *frameBuilder) addSection(kind sectionKind, fill func(b []byte) ([]byte,
 	f.sections++
 }
 
-// finish gives the bytes for off: the frame and an end mark.
-func (f *frameBuilder) finish(salt uint64, off int64) []byte {
+// finish gives the bytes for off in s: the frame, sealed where it has keys, and an end mark. The frame itself stays as it was, so that it
+// can be written to another place.
+func (f *frameBuilder) finish(v *vault, s *segment, off int64) ([]byte, error) {
 	h := frameHeader{kind: f.kind, sections: f.sections, count: f.count, first: f.first, base: f.base, expires: f.expires}
 	if f.expires == never {
 		h.expires = 0
 	}
-	finishFrame(f.buf, h, salt, off)
-	n := len(f.buf)
-	b := append(f.buf, make([]byte, endMarkLen)...)
-	putEndMark(b[n:], salt, off+int64(n))
-	f.buf = b[:n]
-	return b
+	b := f.buf
+	if len(f.seals) > 0 {
+		var err error
+		if b, err = v.seal(f, s, off); err != nil {
+			return nil, err
+		}
+	}
+	finishFrame(b, h, s.salt, off)
+	n := len(b)
+	out := append(b, make([]byte, endMarkLen)...)
+	putEndMark(out[n:], s.salt, off+int64(n))
+	if len(f.seals) > 0 {
+		v.out = out
+	} else {
+		f.buf = out[:n]
+	}
+	return out, nil
 }
 
 // last is the last position the frame takes.

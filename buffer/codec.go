@@ -35,6 +35,10 @@ import (
 // ages, beside the extents in a seal: when the last record of each came in.
 //
 //	{ base time-newest uvarint } ...
+//
+// keys, beside them if any is sealed: the name of the key of each, 0 if it is plain.
+//
+//	{ key uvarint } ...
 const (
 	stateNamed   = 1
 	stateDropped = 2
@@ -64,6 +68,22 @@ func decodeAges(s section, base int64, n int) ([]int64, error) {
 	return at, nil
 }
 
+// decodeKeys gives the names of the keys of n extents.
+func decodeKeys(s section, n int) ([]uint32, error) {
+	d := decoder{b: s.bytes}
+	if !s.plain() || int64(s.count) != int64(n) {
+		return nil, fmt.Errorf("keys: %w", errBadContent)
+	}
+	keys := make([]uint32, 0, n)
+	for range n {
+		keys = append(keys, uint32(d.uvarint()))
+	}
+	if d.bad || len(d.b) != 0 {
+		return nil, fmt.Errorf("keys: %w", errBadContent)
+	}
+	return keys, nil
+}
+
 // indexEntry is what one section holds of one queue.
 type indexEntry struct {
 	queue       uint64
@@ -74,6 +94,8 @@ type indexEntry struct {
 	// expires and newest are the largest of the records. They are not on disk: there the header of the frame has what holds for all its
 	// queues.
 	expires, newest int64
+	// key names the key that seals the records, 0 if none does. It is that of the section.
+	key uint32
 }
 
 // decoder reads numbers and remembers the first failure.
@@ -141,16 +163,16 @@ func appendIndex(b []byte, epoch uint64, entries []indexEntry) []byte {
 
 // decodeIndex reads the index of a records section into dst.
 func decodeIndex(dst []indexEntry, s section, epoch uint64) ([]indexEntry, error) {
-	if !s.plain() {
-		return dst, fmt.Errorf("records with codec %d, key slot %d: %w", s.codec, s.keySlot, errBadContent)
+	if !s.sound() {
+		return dst, fmt.Errorf("records with codec %d, cipher %d: %w", s.codec, s.cipher, errBadContent)
 	}
-	d := decoder{b: s.bytes[s.raw-s.index:]}
+	d := decoder{b: s.bytes[s.stored-s.index:]}
 	n := d.uvarint()
 	if n > uint64(len(d.b)) {
 		return dst, fmt.Errorf("index: %w", errBadContent)
 	}
 	for range n {
-		e := indexEntry{queue: d.uvarint(), epoch: epoch - d.uvarint(), first: Seq(d.uvarint())}
+		e := indexEntry{queue: d.uvarint(), epoch: epoch - d.uvarint(), first: Seq(d.uvarint()), key: s.key}
 		e.last = e.first + Seq(d.uvarint())
 		e.count, e.bytes = d.uvarint(), d.uvarint()
 		if d.bad || e.last < e.first || e.first == 0 || e.count == 0 || e.count-1 > uint64(e.last-e.first) {
@@ -164,20 +186,24 @@ func decodeIndex(dst []indexEntry, s section, epoch uint64) ([]indexEntry, error
 	return dst, nil
 }
 
-// decodeRecords appends the records of queue with lo <= sequence <= hi to dst. Their data alias the section.
-func decodeRecords(dst []Rec, s section, entries []indexEntry, base int64, queue uint64, lo, hi Seq) ([]Rec, error) {
-	wanted := false
+// wanted tells whether there are records of queue with lo <= sequence <= hi.
+func wanted(entries []indexEntry, queue uint64, lo, hi Seq) bool {
+	for i := range entries {
+		if e := &entries[i]; e.queue == queue && e.first <= hi && e.last >= lo {
+			return true
+		}
+	}
+	return false
+}
+
+// decodeRecords appends the records of queue with lo <= sequence <= hi to dst, out of the count plain records in b. Their data alias b.
+func decodeRecords(dst []Rec, b []byte, count uint32, entries []indexEntry, base int64, queue uint64, lo, hi Seq) ([]Rec, error) {
 	last := make([]Seq, 0, 8)
 	for i := range entries {
-		e := &entries[i]
-		wanted = wanted || e.queue == queue && e.first <= hi && e.last >= lo
-		last = append(last, e.first-1)
+		last = append(last, entries[i].first-1)
 	}
-	if !wanted {
-		return dst, nil
-	}
-	d := decoder{b: s.bytes[:s.raw-s.index]}
-	for range s.count {
+	d := decoder{b: b}
+	for range count {
 		entry, skip, received, expires := d.uvarint(), d.uvarint(), d.varint(), d.uvarint()
 		data := d.bytes(d.uvarint())
 		if d.bad || entry >= uint64(len(entries)) {

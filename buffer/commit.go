@@ -140,6 +140,9 @@ func (l *Log) syncEvery() time.Duration {
 // commit writes one frame, syncs it, publishes its records, and frees segments.
 func (l *Log) commit(j job) error {
 	f := j.frame
+	if f != nil {
+		l.compressor.shrink(f)
+	}
 	l.mu.Lock()
 	if f == nil && (j.cursors || len(j.free) > 0) {
 		f = newFrame(frameCommit, nil, l.time.now())
@@ -273,8 +276,11 @@ func (l *Log) writeFrame(f *frameBuilder, sync bool) (*segment, int64, error) {
 			return nil, 0, err
 		}
 		off = seg.end
-		b := f.finish(seg.salt, off)
-		if err := writeAt(seg.file, b, off); err != nil {
+		b, err := f.finish(&l.vault, seg, off)
+		if err == nil {
+			err = writeAt(seg.file, b, off)
+		}
+		if err != nil {
 			l.suspect(seg)
 			return nil, 0, fmt.Errorf("write %s: %w", seg.name, err)
 		}

@@ -13,7 +13,7 @@
 // frame, so acknowledging costs no fsync; what a crash loses of it is only sent again. A segment without needed records is used again
 // under a new name. If one queue stands still while others flow, the few records that pin a segment are moved to the head of the log.
 //
-// The bytes on disk are drawn in format.go and codec.go. Start reading at log.go (Open), append.go, commit.go (the one writer) and
+// The bytes on disk are drawn in format.go and codec.go; crypt.go and compress.go are what may be done to the records in them. Start reading at log.go (Open), append.go, commit.go (the one writer) and
 // read.go; recover.go and load.go are the start after a crash, stall.go is a disk that cannot be read.
 //
 // # Limits
@@ -36,7 +36,9 @@
 //     read for ten minutes while the disk was writable is given up as damaged, its file left alone until the next start.
 //   - The size charged to a bound is exact for a whole extent and an estimate for one that is partly acknowledged.
 //   - Expiry and age are kept with the records; nothing is dropped by them here.
-//   - Compression and encryption have their place in the format (codec and key slot of a section); this version writes neither. Such a section
-//     written by a later version counts as damage.
+//   - Records are encrypted, the index beside them is not: who has the disk sees the names of queues, how many records there are, their
+//     sequences, their length together, and times. Who can write to the disk can take records away, which is counted as damage, and put plain
+//     ones in their place, but change or move none that is sealed.
+//   - Without its key a record cannot be read, nor moved from a segment that it pins, but given up.
 //   - One process per folder. Local file systems only: the lock is flock.
 package buffer

@@ -1,6 +1,9 @@
 package buffer
 
-import "fmt"
+import (
+	"errors"
+	"fmt"
+)
 
 // Purge gives up all records of the queue that are on disk and tells how many they were.
 func (q *Queue) Purge() uint64 {
@@ -71,7 +74,7 @@ func (l *Log) cut(q *Queue, lo, hi Seq) cutting {
 			e := q.extents[i]
 			e.seg.pins++
 			c.passes = append(c.passes, pass{
-				log: l, queue: q.id, seg: e.seg, lo: max(lo, e.first), hi: min(hi, e.last), off: e.start, end: e.end,
+				log: l, queue: q.id, name: q.name, keys: q.keys, seg: e.seg, lo: max(lo, e.first), hi: min(hi, e.last), off: e.start, end: e.end,
 			})
 		}
 	}
@@ -97,6 +100,11 @@ func (l *Log) giveAway(q *Queue, why Reason, c cutting) {
 			for i := range b.Recs {
 				lost = overlap(lost, c.spans, at, b.Recs[i].Seq-1)
 				at = b.Recs[i].Seq + 1
+			}
+			if locked := (*KeyError)(nil); errors.As(res.err, &locked) {
+				// What is given up needs no key; only whose it was remains unknown.
+				q.report(why, overlap(nil, c.spans, p.lo, p.hi), epoch)
+				break
 			}
 			if res.err != nil {
 				res.reached = p.hi

@@ -55,11 +55,13 @@ import (
 //
 //	0      1       2          4       8            12              16             20          24
 //	+------+-------+----------+-------+------------+---------------+--------------+-----------+-------~
-//	| kind | codec | key slot | count | raw length | stored length | index length | reserved  | bytes
+//	| kind | codec | cipher   | count | raw length | stored length | index length | key       | bytes
 //	+------+-------+----------+-------+------------+---------------+--------------+-----------+-------~
 //
-// codec 0 is plain, other values are left for compression; key slot 0 is plain, other values are left for encryption (one key per
-// slot, so that the queues of one uplink can have their own). A reader skips sections of a kind it does not know.
+// codec 0 is plain, 1 is zstd (compress.go). cipher 0 is plain, 1 AES-256-GCM, 2 ChaCha20-Poly1305 (crypt.go), and key then names the key,
+// so that the queues of each uplink can have their own. Only records are compressed and then sealed, never the index behind them: raw
+// length is that of both before, stored length that of what is there, the tag of the cipher between records and index included.
+// Records of several keys stand in several sections of one frame. A reader skips sections of a kind it does not know.
 const (
 	segmentMagic  = 0x31534754 // "TGS1"
 	slotMagic     = 0x31455354 // "TSE1"
@@ -101,6 +103,7 @@ const (
 	sectionCursors sectionKind = 3 // queues that changed
 	sectionExtents sectionKind = 4
 	sectionAges    sectionKind = 5
+	sectionKeys    sectionKind = 6
 )
 
 // seed gives the start value of the checksums of what stands at off in a segment.
@@ -246,30 +249,31 @@ func readFrameHeader(b []byte, salt uint64, off int64) (frameHeader, error) {
 }
 
 type sectionHeader struct {
-	kind    sectionKind
-	codec   uint8
-	keySlot uint16
-	count   uint32
-	raw     uint32
-	stored  uint32
-	index   uint32
+	kind   sectionKind
+	codec  uint8
+	cipher uint16
+	count  uint32
+	raw    uint32
+	stored uint32
+	index  uint32
+	key    uint32
 }
 
 func putSectionHeader(b []byte, h sectionHeader) {
 	le := binary.LittleEndian
 	b[0], b[1] = byte(h.kind), h.codec
-	le.PutUint16(b[2:], h.keySlot)
+	le.PutUint16(b[2:], h.cipher)
 	le.PutUint32(b[4:], h.count)
 	le.PutUint32(b[8:], h.raw)
 	le.PutUint32(b[12:], h.stored)
 	le.PutUint32(b[16:], h.index)
-	le.PutUint32(b[20:], 0)
+	le.PutUint32(b[20:], h.key)
 }
 
 // section is one section of a checked frame; bytes alias the frame.
 type section struct {
 	sectionHeader
-	bytes []byte
+	head, bytes []byte
 }
 
 // nextSection cuts the first section off a body.
@@ -279,10 +283,11 @@ func nextSection(body []byte) (s section, rest []byte, err error) {
 	}
 	le := binary.LittleEndian
 	s.sectionHeader = sectionHeader{
-		kind: sectionKind(body[0]), codec: body[1], keySlot: le.Uint16(body[2:]), count: le.Uint32(body[4:]),
+		kind: sectionKind(body[0]), codec: body[1], cipher: le.Uint16(body[2:]), count: le.Uint32(body[4:]),
 		raw: le.Uint32(body[8:]), stored: le.Uint32(body[12:]), index: le.Uint32(body[16:]),
+		key: le.Uint32(body[20:]),
 	}
-	body = body[sectionHeaderLen:]
+	s.head, body = body[:sectionHeaderLen], body[sectionHeaderLen:]
 	if uint64(s.stored) > uint64(len(body)) {
 		return section{}, nil, fmt.Errorf("section length: %w", errBadContent)
 	}
@@ -290,7 +295,25 @@ func nextSection(body []byte) (s section, rest []byte, err error) {
 	return s, body[s.stored:], nil
 }
 
-// plain says whether this version can read the section's bytes.
+// plain says whether the section's bytes can be read as they are.
 func (s section) plain() bool {
-	return s.codec == 0 && s.keySlot == 0 && s.raw == s.stored && s.index <= s.raw
+	return s.codec == codecNone && s.cipher == cipherNone && s.raw == s.stored && s.index <= s.raw
+}
+
+// sound says whether the lengths in the header of a section of records can be true.
+func (s section) sound() bool {
+	switch {
+	case s.plain():
+		return true
+	case s.codec > codecZstd || s.cipher > cipherChaCha || s.index > s.raw || s.raw-s.index > maxRaw:
+		return false
+	}
+	need := uint64(s.index)
+	if s.cipher != cipherNone {
+		need += tagBytes
+	}
+	if s.codec == codecNone {
+		return uint64(s.stored) == need+uint64(s.raw-s.index)
+	}
+	return uint64(s.stored) >= need
 }

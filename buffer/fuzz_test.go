@@ -16,13 +16,13 @@ func FuzzRecords(f *testing.F) {
 		if uint64(index) > uint64(len(raw)) {
 			return
 		}
-		s := section{sectionHeader{kind: sectionRecords, count: count, raw: uint32(len(raw)), stored: uint32(len(raw)), index: index}, raw}
+		s := section{sectionHeader{kind: sectionRecords, count: count, raw: uint32(len(raw)), stored: uint32(len(raw)), index: index}, nil, raw}
 		entries, err := decodeIndex(nil, s, 9)
 		if err != nil {
 			return
 		}
 		for _, e := range entries {
-			recs, err := decodeRecords(nil, s, entries, 1000, e.queue, 1, math.MaxUint64)
+			recs, err := decodeRecords(nil, raw[:len(raw)-int(index)], count, entries, 1000, e.queue, 1, math.MaxUint64)
 			if err != nil {
 				continue
 			}
@@ -37,7 +37,7 @@ func FuzzRecords(f *testing.F) {
 		if _, states, err := decodeQueueStates(s); err == nil {
 			for i := range states {
 				b := appendQueueState(nil, &states[i], states[i].name != "")
-				back := section{sectionHeader{count: 1, raw: uint32(len(b) + 1), stored: uint32(len(b) + 1)}, append([]byte{0}, b...)}
+				back := section{sectionHeader{count: 1, raw: uint32(len(b) + 1), stored: uint32(len(b) + 1)}, nil, append([]byte{0}, b...)}
 				_, again, err := decodeQueueStates(back)
 				if err != nil || fmt.Sprint(again[0]) != fmt.Sprint(states[i]) {
 					t.Fatalf("%+v comes back as %+v: %v", states[i], again, err)
@@ -69,7 +69,7 @@ func FuzzRecordCodec(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		recs, err := decodeRecords(nil, s, entries, 1000, 5, 1, math.MaxUint64)
+		recs, err := decodeRecords(nil, s.bytes[:s.raw-s.index], s.count, entries, 1000, 5, 1, math.MaxUint64)
 		if err != nil || len(recs) != 2 {
 			t.Fatalf("%d records: %v", len(recs), err)
 		}

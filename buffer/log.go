@@ -99,6 +99,8 @@ type Log struct {
 	moved           bool
 	pace            pace
 	expiry          expiry
+	compressor      compressor
+	vault           vault
 }
 
 // counters are what Stats tells since Open.
@@ -136,12 +138,16 @@ func Open(dir string, o Options) (*Log, error) {
 
 func newLog(dir string, o Options, readOnly bool) *Log {
 	o = o.withDefaults()
+	shrink := compressor{on: o.Compress, records: compressRecords, bytes: compressBytes}
+	if o.eager {
+		shrink.records, shrink.bytes = 1, 0
+	}
 	return &Log{
 		dir: dir, o: o, fs: newMeter(o.FS), log: o.Logger, readOnly: readOnly,
 		queues: map[string]*Queue{}, byID: map[uint64]*Queue{}, nextID: 1, nextPos: 1, nextIndex: 1,
 		kick: make(chan struct{}, 1), fill: make(chan struct{}, 1), stop: make(chan struct{}),
 		pace: pace{target: maxTarget}, expiry: newExpiry(),
-		time: logTime{read: o.Clock},
+		time: logTime{read: o.Clock}, compressor: shrink,
 	}
 }
 

@@ -55,6 +55,10 @@ type model struct {
 	lost  uint64 // what was reported as lost
 	dying bool   // the power is off: what the old log still finds does not count
 
+	// shape says how records are kept: 1 compresses them, 2 encrypts them, with another key after each start; both may be set.
+	shape uint64
+	keys  map[string][]Key
+
 	traceMu sync.Mutex
 	trace   []string
 }
@@ -63,9 +67,26 @@ var modelQueues = []string{"uplink/a/normal", "uplink/a/urgent", "uplink/b/norma
 
 func newModel(t *testing.T, seed uint64, o Options) *model {
 	m := &model{t: t, r: rand.New(rand.NewPCG(seed, 7)), fs: newMemFS(), facts: map[int]*fact{}, names: map[nameOf]int{}}
-	m.o = o
+	m.o, m.shape, m.keys = o, seed%4, map[string][]Key{}
 	m.open()
 	return m
+}
+
+// rotate gives the queues of an uplink another key for what comes now, and keeps a few old ones.
+func (m *model) rotate() {
+	for _, uplink := range []string{"uplink/a/", "uplink/b/"} {
+		k := testKey(m.t, byte(m.r.IntN(256)))
+		m.keys[uplink] = append([]Key{k}, m.keys[uplink]...)
+	}
+}
+
+func (m *model) keysOf(queue string) ([]Key, bool) {
+	for uplink, keys := range m.keys {
+		if strings.HasPrefix(queue, uplink) {
+			return keys, true
+		}
+	}
+	return nil, true
 }
 
 func (m *model) log(format string, args ...any) {
@@ -100,6 +121,13 @@ func (m *model) open() {
 	m.t.Helper()
 	o := m.o
 	o.FS = m.fs
+	if o.Compress = m.shape&1 != 0; o.Compress {
+		o.eager = true
+	}
+	if m.shape&2 != 0 {
+		m.rotate()
+		o.Keys = m.keysOf
+	}
 	o.Logger = slog.New(slog.NewTextHandler(traceWriter{m}, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	o.OnDamage = func(d Damage) {
 		m.mu.Lock()

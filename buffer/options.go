@@ -40,6 +40,16 @@ type Options struct {
 	// OnAlarm is told when the disk fails, with the cause, and with nil when it works again. The same rules as for OnDamage.
 	OnAlarm func(err error)
 
+	// Keys gives the keys of a queue: the first one encrypts new records, all of them read old ones; none means that new records are not
+	// encrypted. ok is false for a queue that nobody uses. Open fails with a KeyError, before anything is changed on disk, if a queue that
+	// is used has records under a key that is not among them. nil means no keys, and no such check: what is encrypted can be listed,
+	// verified and given up, but not read.
+	Keys func(queue string) (keys []Key, ok bool)
+	// Compress compresses records (zstd) where at least an eighth is saved by it. What is stored is read in any case.
+	Compress bool
+	// eager compresses small frames, too, which tests write.
+	eager bool
+
 	// Clock tells the time by which records age. nil means that of the operating system.
 	Clock Clock
 	// FS is the file system. nil means that of the operating system.
@@ -176,6 +186,7 @@ func (r *Rec) Lifetime() time.Duration {
 type Batch struct {
 	Recs []Rec
 
-	win     window
-	entries []indexEntry
+	win      window
+	unsealer unsealer
+	entries  []indexEntry
 }

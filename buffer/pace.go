@@ -108,5 +108,5 @@ func (l *Log) sleep(d time.Duration) bool {
 
 // large tells whether f is large enough to be taken in the middle of a stream. Log.mu is held.
 func (l *Log) large(f *frameBuilder) bool {
-	return len(f.buf) >= min(streamBytes, l.frameLimitLocked())
+	return f.size >= min(streamBytes, l.frameLimitLocked())
 }

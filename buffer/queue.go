@@ -12,6 +12,8 @@ type Queue struct {
 	// id names the queue on disk.
 	id   uint64
 	name string
+	// keys does not change after the log was opened.
+	keys keyring
 
 	// Log.mu guards the rest.
 
@@ -71,7 +73,9 @@ func (p place) segment() *segment {
 }
 
 func newQueue(l *Log, id uint64, name string) *Queue {
-	return &Queue{log: l, id: id, name: name, next: 1, announce: 2, wake: make(chan struct{}, 1)}
+	q := &Queue{log: l, id: id, name: name, next: 1, announce: 2, wake: make(chan struct{}, 1)}
+	q.keys, _ = l.keysOf(name)
+	return q
 }
 
 // Name is the queue's name.

@@ -97,6 +97,12 @@ func (q *Queue) pull(after Seq, b *Batch, at *place, drain bool) (bool, error) {
 
 		res := p.run(b)
 
+		if locked := (*KeyError)(nil); errors.As(res.err, &locked) {
+			l.mu.Lock()
+			l.unpin(p.seg)
+			l.mu.Unlock()
+			return false, fmt.Errorf("buffer: read %s: %w", p.seg.name, locked)
+		}
 		if res.err != nil && l.readOnly && tries < 5 {
 			l.mu.Lock()
 			l.unpin(p.seg)
@@ -152,6 +158,8 @@ func (q *Queue) dropDone(b *Batch) {
 type pass struct {
 	log      *Log
 	queue    uint64
+	name     string // of the queue, for errors
+	keys     keyring
 	seg      *segment
 	extent   *extent // nil if it does not matter
 	lo, hi   Seq
@@ -184,7 +192,7 @@ func (l *Log) plan(q *Queue, after Seq) (pass, bool) {
 	}
 	e := q.extents[i]
 	e.seg.pins++
-	return pass{log: l, queue: q.id, seg: e.seg, extent: e, lo: max(after+1, e.first), hi: e.last, off: e.start, end: e.end}, true
+	return pass{log: l, queue: q.id, name: q.name, keys: q.keys, seg: e.seg, extent: e, lo: max(after+1, e.first), hi: e.last, off: e.start, end: e.end}, true
 }
 
 // unpin lets go of a segment after reading. Log.mu is held.
@@ -209,8 +217,9 @@ func (p pass) run(b *Batch) passResult {
 		return res
 	}
 	b.win.reset(f, p.seg.salt)
+	b.unsealer.reset()
 	for res.off < p.end {
-		if n := len(b.Recs); n > 0 && b.Recs[n-1].Seq >= p.hi {
+		if n := len(b.Recs); n > 0 && (b.Recs[n-1].Seq >= p.hi || b.unsealer.size >= frameBytes) {
 			break
 		}
 		h, body, err := b.win.frame(res.off, p.end, len(b.Recs) == 0)
@@ -219,11 +228,15 @@ func (p pass) run(b *Batch) passResult {
 		}
 		if err == nil {
 			before := len(b.Recs)
-			if b.Recs, b.entries, err = decodeBody(b.Recs, b.entries, h, body, p.seg.epoch, p.queue, p.lo, p.hi); err == nil {
+			if err = p.decode(b, h, body, res.off); err == nil {
 				res.off += h.total()
 				continue
 			}
 			b.Recs = b.Recs[:before]
+			if locked := (*KeyError)(nil); before == 0 && errors.As(err, &locked) {
+				res.err = err
+				return res
+			}
 		}
 		if len(b.Recs) > 0 {
 			break // the next pass begins with the bad region, so that what it cost is known exactly
@@ -265,26 +278,36 @@ func (p pass) open() (File, error) {
 	return p.seg.file, nil
 }
 
-// decodeBody appends the wanted records of a checked frame to dst.
-func decodeBody(dst []Rec, entries []indexEntry, h frameHeader, body []byte, epoch, queue uint64, lo, hi Seq) ([]Rec, []indexEntry, error) {
+// decode appends the wanted records of the checked frame at off to b.
+func (p pass) decode(b *Batch, h frameHeader, body []byte, off int64) error {
 	if h.kind != frameCommit && h.kind != frameRelocated {
-		return dst, entries, nil
+		return nil
 	}
+	at := off + frameHeaderLen
 	for range h.sections {
 		s, rest, err := nextSection(body)
 		if err != nil {
-			return dst, entries, err
+			return err
 		}
+		place := at
+		at += sectionHeaderLen + int64(s.stored)
 		body = rest
 		if s.kind != sectionRecords {
 			continue
 		}
-		if entries, err = decodeIndex(entries[:0], s, epoch); err != nil {
-			return dst, entries, err
+		if b.entries, err = decodeIndex(b.entries[:0], s, p.seg.epoch); err != nil {
+			return err
 		}
-		if dst, err = decodeRecords(dst, s, entries, h.base, queue, lo, hi); err != nil {
-			return dst, entries, err
+		if !wanted(b.entries, p.queue, p.lo, p.hi) {
+			continue
+		}
+		records, err := b.unsealer.records(s, p.seg, place, p.keys, p.name)
+		if err != nil {
+			return err
+		}
+		if b.Recs, err = decodeRecords(b.Recs, records, s.count, b.entries, h.base, p.queue, p.lo, p.hi); err != nil {
+			return err
 		}
 	}
-	return dst, entries, nil
+	return nil
 }

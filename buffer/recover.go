@@ -52,6 +52,9 @@ func (l *Log) recover() error {
 	}
 	l.resumeTime(found)
 	l.restore(found)
+	if err := l.checkKeys(); err != nil {
+		return err
+	}
 	if lostEnd || len(found) == 0 {
 		l.epoch = newEpoch(l.epoch)
 	}
@@ -168,6 +171,7 @@ func (l *Log) restoreStates(found []scanned) bool {
 		if st.name != "" && l.queues[st.name] == nil {
 			delete(l.queues, q.name)
 			q.name = st.name
+			q.keys, _ = l.keysOf(q.name)
 			l.queues[q.name] = q
 			q.announce = 0
 		}
@@ -189,7 +193,7 @@ func (l *Log) nameless(id uint64) *Queue {
 // relocating, and by writing again after a failed fsync.
 func (l *Log) restorePiece(q *Queue, s *segment, p piece) {
 	l.displace(q, p.first, p.last)
-	e := indexEntry{queue: p.queue, first: p.first, last: p.last, count: p.count, bytes: p.bytes - p.count*recordOverhead}
+	e := indexEntry{queue: p.queue, first: p.first, last: p.last, count: p.count, bytes: p.bytes - p.count*recordOverhead, key: p.key}
 	l.addExtent(q, s, p.start, p.tail, p.end, e, p.expires, p.at)
 }
 

@@ -35,7 +35,7 @@ func (l *Log) relocate() (bool, error) {
 	var parts []movePart
 	for _, e := range s.extents {
 		if e.live > 0 {
-			parts = append(parts, movePart{e.queue, pass{log: l, queue: e.queue.id, seg: s, lo: e.first, hi: e.last, off: e.start, end: e.end}})
+			parts = append(parts, movePart{e.queue, pass{log: l, queue: e.queue.id, name: e.queue.name, keys: e.queue.keys, seg: s, lo: e.first, hi: e.last, off: e.start, end: e.end}})
 		}
 	}
 	l.mu.Unlock()
@@ -47,7 +47,7 @@ func (l *Log) relocate() (bool, error) {
 	f := newFrame(frameRelocated, nil, l.time.now())
 	var b Batch
 	for _, p := range parts {
-		if len(f.buf) >= limit || !l.gather(f, p, &b, limit) {
+		if f.size >= limit || !l.gather(f, p, &b, limit) {
 			break
 		}
 	}
@@ -57,8 +57,8 @@ func (l *Log) relocate() (bool, error) {
 		s.stuckUntil = time.Now().Add(moveRetry)
 	}
 	f.first = l.durableNext()
-	l.counts.relocated += int64(len(f.buf))
-	l.credit -= int64(len(f.buf))
+	l.counts.relocated += int64(f.size)
+	l.credit -= int64(f.size)
 	l.mu.Unlock()
 	l.closeIdle(s)
 	if f.count == 0 {
@@ -78,7 +78,7 @@ type movePart struct {
 func (l *Log) gather(f *frameBuilder, part movePart, b *Batch, limit int) bool {
 	p, q := part.p, part.q
 	entry := -1
-	for p.lo <= p.hi && len(f.buf) < limit {
+	for p.lo <= p.hi && f.size < limit {
 		res := p.run(b)
 		if res.err != nil {
 			return false

@@ -79,7 +79,10 @@ func (l *Log) newSegment(n int) (*segment, error) {
 	// Twice, so that one bad bit does not cost the names of the queues.
 	for range 2 {
 		s.named = len(b) >= firstPage
-		framed := check.finish(s.salt, int64(len(b)))
+		framed, err := check.finish(&l.vault, s, int64(len(b)))
+		if err != nil {
+			return nil, errors.Join(err, f.Close(), l.fs.Remove(s.path(l.dir)))
+		}
 		b = append(b, framed[:len(framed)-endMarkLen]...)
 	}
 	s.end = int64(len(b))
@@ -108,7 +111,6 @@ func (l *Log) newSegment(n int) (*segment, error) {
 // checkpoint gives a frame with the state of every queue. Log.mu is held.
 func (l *Log) checkpoint() *frameBuilder {
 	f := newFrame(frameCheckpoint, nil, l.time.now())
-	f.buf = f.buf[:frameHeaderLen]
 	f.first = l.durableNext()
 	l.addQueues(f)
 	return f
@@ -138,7 +140,6 @@ func (l *Log) seal(s *segment, at int64) error {
 	l.mu.Lock()
 	s.sealed = true
 	f := newFrame(frameSeal, nil, at)
-	f.buf = f.buf[:frameHeaderLen]
 	f.first = l.durableNext()
 	f.addSection(sectionExtents, func(b []byte) ([]byte, int) {
 		for _, e := range s.extents {
@@ -152,19 +153,31 @@ func (l *Log) seal(s *segment, at int64) error {
 		}
 		return b, len(s.extents)
 	})
-	plain := len(f.buf)
+	if slices.ContainsFunc(s.extents, func(e *extent) bool { return e.key != 0 }) {
+		f.addSection(sectionKeys, func(b []byte) ([]byte, int) {
+			for _, e := range s.extents {
+				b = appendUint(b, uint64(e.key))
+			}
+			return b, len(s.extents)
+		})
+	}
+	short, sections := len(f.buf), f.sections
 	l.addQueues(f)
 	l.mu.Unlock()
 	room := s.limit() - s.end - endMarkLen
 	if int64(len(f.buf)) > room {
 		// The next segment begins with the state of the queues anyway.
-		f.buf, f.sections = f.buf[:plain], 2
+		f.buf, f.sections = f.buf[:short], sections
 	}
 	if int64(len(f.buf)) > room {
 		return l.sync(s)
 	}
 	off := s.end
-	if err := writeAt(s.file, f.finish(s.salt, off), off); err != nil {
+	b, err := f.finish(&l.vault, s, off)
+	if err == nil {
+		err = writeAt(s.file, b, off)
+	}
+	if err != nil {
 		l.suspect(s)
 		return fmt.Errorf("seal %s: %w", s.name, err)
 	}

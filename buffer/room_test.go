@@ -54,7 +54,7 @@ func TestDiskFull(t *testing.T) {
 			} else {
 				m.setRoom(0)
 			}
-			deadline := time.Now().Add(20 * time.Second)
+			deadline := time.Now().Add(60 * time.Second)
 			for {
 				p, err := l.Append(Record{Queue: q, Data: make([]byte, 1000)})
 				if err == nil && l.Wait(t.Context(), p) == nil {

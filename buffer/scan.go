@@ -40,6 +40,7 @@ type piece struct {
 	extentState
 	tail int64 // as in extent
 	at   int64 // when it was written, at the latest
+	key  uint32
 }
 
 // scan reads all frames of a segment up to limit, which is the end of the file or the place of the seal. It looks past bad regions: only
@@ -114,7 +115,7 @@ func (out *scanned) take(h frameHeader, off int64, body []byte, s *segment) erro
 				if expires == 0 {
 					expires = never
 				}
-				pieces = append(pieces, piece{tail: off, at: h.base, extentState: extentState{
+				pieces = append(pieces, piece{tail: off, at: h.base, key: e.key, extentState: extentState{
 					queue: e.queue, first: e.first, last: e.last, start: off, end: off + h.total(),
 					count: e.count, bytes: e.bytes + e.count*recordOverhead, expires: expires,
 				}})
@@ -165,7 +166,7 @@ func readSeal(w *window, s *segment, at, size int64) (scanned, bool) {
 				if e.end > at {
 					return out, false
 				}
-				out.pieces = append(out.pieces, piece{e, e.end, h.base})
+				out.pieces = append(out.pieces, piece{extentState: e, tail: e.end, at: h.base})
 			}
 		case sectionAges:
 			ages, err := decodeAges(sec, h.base, len(out.pieces))
@@ -174,6 +175,14 @@ func readSeal(w *window, s *segment, at, size int64) (scanned, bool) {
 			}
 			for i := range ages {
 				out.pieces[i].at = ages[i]
+			}
+		case sectionKeys:
+			keys, err := decodeKeys(sec, len(out.pieces))
+			if err != nil {
+				return out, false
+			}
+			for i := range keys {
+				out.pieces[i].key = keys[i]
 			}
 		}
 	}

@@ -85,6 +85,8 @@ type extent struct {
 	live  uint64
 	// Frames expire from earliest to expires, the log time at which the last record does, and were written from oldest to newest.
 	expires, earliest, oldest, newest int64
+	// key names the key that seals all of them, 0 if none does.
+	key uint32
 }
 
 // liveBytes estimates what the live records are charged: their share by number.
@@ -124,7 +126,7 @@ func (l *Log) addExtent(q *Queue, s *segment, start, tail, end int64, e indexEnt
 		p := q.extents[i-1]
 		behind := start >= p.end || start == p.tail && end == p.end
 		split := p.apart(expires, at) && len(s.extents) < s.splits()
-		if p.seg == s && behind && p.end-p.start < l.extentBytes(s) && p.last+1 == e.first && !split {
+		if p.seg == s && behind && p.key == e.key && p.end-p.start < l.extentBytes(s) && p.last+1 == e.first && !split {
 			before, bytes := p.live, p.liveBytes()
 			p.last, p.tail, p.end = e.last, tail, end
 			p.count += e.count
@@ -138,7 +140,7 @@ func (l *Log) addExtent(q *Queue, s *segment, start, tail, end int64, e indexEnt
 	}
 	l.insertExtent(&extent{
 		seg: s, queue: q, first: e.first, last: e.last, start: start, tail: tail, end: end, count: e.count, bytes: charge, expires: expires,
-		earliest: expires, oldest: at, newest: at,
+		earliest: expires, oldest: at, newest: at, key: e.key,
 	})
 }
 
@@ -233,6 +235,6 @@ func (l *Log) keepPart(x *extent, lo, hi Seq) {
 	bytes := int64(float64(x.bytes) / float64(x.count) * float64(count))
 	l.insertExtent(&extent{
 		seg: x.seg, queue: x.queue, first: lo, last: hi, start: x.start, tail: x.tail, end: x.end, count: count, bytes: bytes, expires: x.expires,
-		earliest: x.earliest, oldest: x.oldest, newest: x.newest,
+		earliest: x.earliest, oldest: x.oldest, newest: x.newest, key: x.key,
 	})
 }

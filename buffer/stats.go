@@ -72,6 +72,8 @@ type QueueStats struct {
 	Oldest, Newest time.Time
 	// Segments is the number of files that hold records of the queue.
 	Segments int
+	// Keys counts the stored records by the ID of the key they are encrypted with; empty if none is.
+	Keys map[string]uint64
 	// Evicted and Damaged count since the queue was made, the others since Open.
 	Evicted, Damaged, Purged, Expired, Failed uint64
 	// Unheard records of Damaged were found before Log.Queue was called, which will report them to OnDrop.
@@ -121,6 +123,14 @@ func (q *Queue) stats() QueueStats {
 	s.Last = q.stored
 	if n := len(q.done.spans); n > 0 && q.done.spans[n-1].hi == s.Last {
 		s.Last = q.done.spans[n-1].lo - 1
+	}
+	for id, n := range q.keyIDs() {
+		if id != 0 {
+			if s.Keys == nil {
+				s.Keys = map[string]uint64{}
+			}
+			s.Keys[keyName(id)] = n
+		}
 	}
 	var last *segment
 	for _, e := range q.extents {

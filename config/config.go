@@ -136,6 +136,10 @@ type Buffer struct {
 	MaxAge Age `toml:"max_age"`
 	// Sync is 0 for "always": an acknowledgement means it is on disk; else at most that much time is at risk.
 	Sync SyncInterval `toml:"sync"`
+	// EncryptionKey encrypts the records on disk; see Keys. Not set: they are not encrypted.
+	EncryptionKey Secret `toml:"encryption_key"`
+	// Compress is "auto" (where it pays) or "off".
+	Compress string `toml:"compress"`
 }
 
 // Command maps topics of the cloud to local ones.

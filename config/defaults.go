@@ -48,7 +48,7 @@ func (defaults) fill(section any) {
 			ClientID:   "{gateway}-{uplink}",
 			KeepAlive:  Duration(30 * time.Second),
 			AckTimeout: Duration(30 * time.Second),
-			Buffer:     Buffer{MaxBytes: 512 << 20, WhenFull: "drop-oldest"},
+			Buffer:     Buffer{MaxBytes: 512 << 20, WhenFull: "drop-oldest", Compress: "auto"},
 		}
 	case *CoAP:
 		*s = CoAP{Listen: []string{"coap://127.0.0.1:5683"}}

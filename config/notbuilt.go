@@ -11,7 +11,6 @@ const (
 	noRate       = "limiting rates is not built yet"
 	noOrder      = "sending fresh messages before the backlog is not built yet"
 	noBatch      = "batches are not built yet"
-	noEncryption = "encryption of the buffer is not built yet"
 	noReplay     = "keeping delivered records is not built yet"
 	noEngine     = "engines other than the built-in log are not built yet"
 	noDTLS       = "CoAP over DTLS and TLS is not built yet; this build has coap:// over UDP"
@@ -61,7 +60,6 @@ func notBuiltKeys() map[string]string {
 		"uplink.*.live_first": noOrder,
 		"uplink.*.batch":      noBatch,
 
-		"uplink.*.buffer.encryption_key": noEncryption,
 		"uplink.*.buffer.keep_delivered": noReplay,
 		"uplink.*.buffer.engine":         noEngine,
 		"uplink.*.buffer.jetstream":      noEngine,

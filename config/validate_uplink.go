@@ -176,10 +176,25 @@ func (v *validator) buffer(key string, u Uplink) {
 	if b.MaxBytes > 0 && b.MaxBytes < v.c.Broker.MaxPacket {
 		v.warn(key+".buffer.max_bytes", "is smaller than broker.max_packet: a large message can never be sent up")
 	}
+	v.oneOf(key+".buffer.compress", b.Compress, "auto", "off")
+	if _, err := b.Keys(); err != nil {
+		v.wrong(key+".buffer.encryption_key", "%s", err)
+	}
 }
 
-// syncs says so when one uplink's sync is overruled: all share one log, and the strictest holds for it.
+// syncs says so when one uplink's sync or compress is overruled: all share one log, and the strictest holds for it.
 func (v *validator) syncs() {
+	off := ""
+	for _, name := range names(v.c.Uplinks) {
+		if v.c.Uplinks[name].Buffer.Compress == "off" {
+			off = name
+		}
+	}
+	for _, name := range names(v.c.Uplinks) {
+		if k := join("uplink", name) + ".buffer.compress"; off != "" && v.given(k) && v.c.Uplinks[name].Buffer.Compress == "auto" {
+			v.warn(k, "has no effect: uplinks share one log, and %s.buffer.compress is \"off\"", join("uplink", off))
+		}
+	}
 	strictest := ""
 	for _, name := range names(v.c.Uplinks) {
 		if strictest == "" || v.c.Uplinks[name].Buffer.Sync < v.c.Uplinks[strictest].Buffer.Sync {

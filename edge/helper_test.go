@@ -66,7 +66,7 @@ func startBroker(t testing.TB, change func(*Options)) *testBroker {
 			cancel()
 			select {
 			case runErr = <-result:
-			case <-time.After(20 * time.Second):
+			case <-time.After(60 * time.Second):
 				runErr = errors.New("run did not end")
 			}
 		})
@@ -285,7 +285,7 @@ func closed(t testing.TB, c *rawClient) (before []packets.Packet) {
 // eventually waits for ok.
 func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
-	for end := time.Now().Add(5 * time.Second); !ok(); {
+	for end := time.Now().Add(60 * time.Second); !ok(); {
 		if time.Now().After(end) {
 			t.Fatalf("never: %s", what)
 		}

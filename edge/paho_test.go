@@ -142,7 +142,7 @@ func TestMosquittoClients(t *testing.T) {
 	b := startBroker(t, nil)
 	host, port, _ := net.SplitHostPort(b.addr)
 	for _, version := range []string{"mqttv311", "mqttv5"} {
-		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
 		sub := exec.CommandContext(ctx, "mosquitto_sub", "-h", host, "-p", port, "-V", version, "-i", "msub", "-t", "m/#",
 			"-q", "1", "-C", "100", "-F", "%t %p")

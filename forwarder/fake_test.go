@@ -389,7 +389,7 @@ func (r *rig) balance() {
 // eventuallyBalanced waits for a quiet moment.
 func (r *rig) eventuallyBalanced() {
 	r.t.Helper()
-	deadline := time.Now().Add(20 * time.Second)
+	deadline := time.Now().Add(60 * time.Second)
 	for {
 		err := r.unbalanced()
 		if err == nil {

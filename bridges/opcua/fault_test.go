@@ -72,7 +72,7 @@ func runBridge(t testing.TB, c config.OPCUA, bus *fakeBus, dir string, more ...f
 			if err != nil {
 				t.Errorf("Run: %v", err)
 			}
-		case <-time.After(20 * time.Second):
+		case <-time.After(time.Minute):
 			t.Error("Run does not end")
 		}
 	})
@@ -97,7 +97,7 @@ func until(t testing.TB, timeout time.Duration, what string, ok func() bool) tim
 func settle(t *testing.T, bus *fakeBus, count, n int) counted {
 	t.Helper()
 	var c counted
-	deadline := time.Now().Add(20 * time.Second)
+	deadline := time.Now().Add(60 * time.Second)
 	for time.Now().Before(deadline) {
 		if c = bus.counters(t, "count/"); c.counters == n && c.least >= count {
 			return c

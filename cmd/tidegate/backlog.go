@@ -32,6 +32,8 @@ type queueRow struct {
 	Newest   *time.Time `json:"newest"`
 	Segments int        `json:"segments"`
 	Damaged  uint64     `json:"damaged"` // records lost to damage
+	// Keys counts the records by the name of the key they are encrypted with; absent if none is.
+	Keys map[string]uint64 `json:"keys,omitempty"`
 	// Configured says that the configuration has the uplink; others were left by an earlier one.
 	Configured bool `json:"configured"`
 }
@@ -46,7 +48,7 @@ func listQueues(l *buffer.Log, uplinks map[string]config.Uplink) []queueRow {
 		_, configured := uplinks[uplink]
 		rows = append(rows, queueRow{
 			Uplink: uplink, Lane: lane, Records: q.Records, Bytes: q.Bytes, FirstSeq: uint64(q.First), LastSeq: uint64(q.Last),
-			Oldest: timeOrNull(q.Oldest), Newest: timeOrNull(q.Newest), Segments: q.Segments, Damaged: q.Damaged, Configured: configured,
+			Oldest: timeOrNull(q.Oldest), Newest: timeOrNull(q.Newest), Segments: q.Segments, Damaged: q.Damaged, Configured: configured, Keys: q.Keys,
 		})
 	}
 	return rows
@@ -167,7 +169,8 @@ type verifyReport struct {
 	Frames   uint64      `json:"frames"`
 	Records  uint64      `json:"records"`
 	Bytes    int64       `json:"bytes"`
-	Damage   []damageRow `json:"damage"` // empty, never null
+	Locked   uint64      `json:"locked,omitempty"` // encrypted records of which only the checksums were checked
+	Damage   []damageRow `json:"damage"`           // empty, never null
 }
 
 type damageRow struct {
@@ -181,7 +184,7 @@ type damageRow struct {
 
 func verifyLog(l *buffer.Log) (verifyReport, error) {
 	r, err := l.Verify()
-	v := verifyReport{Segments: r.Segments, Frames: r.Frames, Records: r.Records, Bytes: r.Bytes, Damage: []damageRow{}}
+	v := verifyReport{Segments: r.Segments, Frames: r.Frames, Records: r.Records, Bytes: r.Bytes, Locked: r.Locked, Damage: []damageRow{}}
 	for _, d := range r.Damage {
 		row := damageRow{Segment: d.Segment, Offset: d.Offset, Bytes: d.Bytes, Queue: d.Queue, Records: d.Records}
 		if d.Err != nil {

@@ -7,8 +7,10 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"net/http"
 	"os"
+	"slices"
 	"text/tabwriter"
 	"time"
 
@@ -99,15 +101,24 @@ func backlogOf(c *config.Config, write bool, ask func(remote) error, look func(*
 	if _, err := os.Stat(dir); err != nil {
 		return err
 	}
-	open := buffer.OpenReadOnly
+	open, o := buffer.OpenReadOnly, buffer.Options{Keys: keysOf(c.Uplinks)}
 	if write {
-		open = buffer.Open
+		// Who gives up what is stored may have lost its key.
+		open, o.Keys = buffer.Open, spareKeys(o.Keys)
 	}
-	l, err := open(dir, buffer.Options{})
+	l, err := open(dir, o)
 	if err != nil {
 		return err
 	}
 	return errors.Join(look(l), l.Close())
+}
+
+// spareKeys gives the same keys and lets the log open where they do not suffice.
+func spareKeys(keys func(string) ([]buffer.Key, bool)) func(string) ([]buffer.Key, bool) {
+	return func(queue string) ([]buffer.Key, bool) {
+		k, _ := keys(queue)
+		return k, false
+	}
 }
 
 // backlogFailed reports why the backlog could not be looked at.
@@ -119,6 +130,9 @@ func backlogFailed(std stdio, name string, c *config.Config, err error) int {
 	case errors.Is(err, buffer.ErrLocked):
 		return std.fail(exitUnavailable, "buffer %s: a gateway is starting, stopping or stuck on %s and does not answer; try again",
 			name, c.Gateway.DataDir)
+	}
+	if missing := (*buffer.KeyError)(nil); errors.As(err, &missing) {
+		return std.fail(exitConfig, "buffer %s: %v; give the key as a further line of encryption_key of that uplink", name, err)
 	}
 	return std.fail(exitFailed, "buffer %s: %v", name, err)
 }
@@ -150,6 +164,11 @@ func printQueues(w io.Writer, rows []queueRow) {
 			timeText(r.Oldest), timeText(r.Newest), r.Segments, r.Damaged)
 	}
 	_ = t.Flush()
+	for _, r := range rows {
+		for _, key := range slices.Sorted(maps.Keys(r.Keys)) {
+			fmt.Fprintf(w, "%s %s: %d of %d records are encrypted with key %s\n", r.Uplink, r.Lane, r.Keys[key], r.Records, key)
+		}
+	}
 }
 
 func timeText(t *time.Time) string {
@@ -177,6 +196,9 @@ func bufferVerify(args []string, std stdio, synopsis string) int {
 		}
 	} else {
 		fmt.Fprintf(std.out, "%d segments, %d frames, %d records, %s\n", v.Segments, v.Frames, v.Records, sizeText(v.Bytes))
+		if v.Locked > 0 {
+			fmt.Fprintf(std.out, "%d records are encrypted with a key that is not configured: only their checksums were checked\n", v.Locked)
+		}
 		for _, d := range v.Damage {
 			fmt.Fprintln(std.out, d)
 		}

@@ -16,7 +16,7 @@ import (
 )
 
 // waitTime bounds every wait for a condition; the machine may be busy.
-const waitTime = 20 * time.Second
+const waitTime = 60 * time.Second
 
 // eventually waits until f holds.
 func eventually(t *testing.T, what string, f func() bool) {

@@ -117,18 +117,52 @@ func (g *gateway) openBuffer(ctx context.Context, reg prometheus.Registerer, s s
 	}
 	err := handOver(ctx, s.patience, g.log, "the data folder", func() (err error) {
 		g.buffer, err = buffer.Open(logDir(g.config), buffer.Options{
-			Sync: strictestSync(g.config.Uplinks), OnSync: watch.OnSync, FS: s.fs, Logger: g.log.With("part", "buffer"),
+			Sync: strictestSync(g.config.Uplinks), Keys: keysOf(g.config.Uplinks), Compress: compresses(g.config.Uplinks), OnSync: watch.OnSync, FS: s.fs, Logger: g.log.With("part", "buffer"),
 		})
 		return err
 	})
 	switch {
 	case errors.Is(err, buffer.ErrLocked):
 		return &startError{exitFailed, "stop the other one, or give this one a data_dir of its own", fmt.Errorf("another gateway runs on %s: %w", dir, err)}
+	case errors.As(err, new(*buffer.KeyError)):
+		return &startError{exitConfig, "give that key back as a further line of encryption_key in [uplink.NAME.buffer]: nothing was changed on disk; " +
+			"or give the records up with tidegate buffer purge --yes --uplink NAME", err}
 	case err != nil:
 		return &startError{exitFailed, "check the disk and who may write to the folder", err}
 	}
 	watch.Watch(g.buffer)
 	return nil
+}
+
+// compresses says whether records are compressed: no uplink forbids it for the one log of all.
+func compresses(uplinks map[string]config.Uplink) bool {
+	for _, u := range uplinks {
+		if u.Buffer.Compress == "off" {
+			return false
+		}
+	}
+	return true
+}
+
+// keysOf gives the keys of an uplink's queues; those of uplinks that are not configured are nobody's.
+func keysOf(uplinks map[string]config.Uplink) func(queue string) ([]buffer.Key, bool) {
+	rings := make(map[string][]buffer.Key, len(uplinks))
+	for name, u := range uplinks {
+		rings[name] = nil
+		secrets, _ := u.Buffer.Keys() // check has looked at them
+		for _, s := range secrets {
+			if len(s) == 0 {
+				rings[name] = append(rings[name], buffer.Key{}) // new records stay plain
+			} else if k, err := buffer.NewKey(s); err == nil {
+				rings[name] = append(rings[name], k)
+			}
+		}
+	}
+	return func(queue string) ([]buffer.Key, bool) {
+		uplink, _, _ := metrics.SplitQueue(queue)
+		keys, ok := rings[uplink]
+		return keys, ok
+	}
 }
 
 // strictestSync returns what holds for the one log of all uplinks: the shortest time at risk that any of them allows, and

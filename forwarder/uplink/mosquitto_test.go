@@ -300,7 +300,7 @@ func TestMosquittoHoldsIdentifiersOfAnEarlierProcess(t *testing.T) {
 		for id := rune(1); id <= 20; id++ {
 			packets += fmt.Sprintf(publish, id)
 		}
-		_ = c.SetDeadline(time.Now().Add(5 * time.Second))
+		_ = c.SetDeadline(time.Now().Add(60 * time.Second))
 		if _, err := c.Write([]byte(packets)); err != nil {
 			t.Fatal(err)
 		}

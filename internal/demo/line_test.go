@@ -37,7 +37,7 @@ func TestLine(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer c.Close()
-		_ = c.SetDeadline(time.Now().Add(10 * time.Second))
+		_ = c.SetDeadline(time.Now().Add(60 * time.Second))
 		if _, err := c.Write([]byte("x")); err != nil {
 			return false
 		}
@@ -60,7 +60,7 @@ func TestLine(t *testing.T) {
 		t.Fatal(err)
 	}
 	ln.cut()
-	_ = c.SetReadDeadline(time.Now().Add(10 * time.Second))
+	_ = c.SetReadDeadline(time.Now().Add(60 * time.Second))
 	if _, err := c.Read(make([]byte, 1)); err == nil {
 		t.Error("an open connection outlives the cut")
 	}

@@ -79,7 +79,7 @@ func TestCloudKeepsCommandsForASession(t *testing.T) {
 	say(t, c, connect311, "\x20\x02\x00\x00")
 	say(t, c, "\x82\x08\x00\x01\x00\x03a/#\x01", "\x90\x03\x00\x01\x01")
 	cloud.DropAll()
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	if err := cloud.Wait(ctx, func(c *Cloud) bool { return c.Open() == 0 }); err != nil {
 		t.Fatal(err)

@@ -114,8 +114,8 @@ func (g *gateway) tryStart() error {
 		return nil
 	case <-ended:
 		return fmt.Errorf("the gateway ended before it was ready: %v\n%s", g.err, g.log.tail(3000))
-	case <-time.After(30 * time.Second):
-		return fmt.Errorf("the gateway is not ready after 30 s\n%s", g.log.tail(3000))
+	case <-time.After(2 * time.Minute):
+		return fmt.Errorf("the gateway is not ready after two minutes\n%s", g.log.tail(3000))
 	}
 }
 
@@ -193,10 +193,10 @@ func (g *gateway) stop() time.Duration {
 	}
 	select {
 	case <-g.ended:
-	case <-time.After(30 * time.Second):
+	case <-time.After(2 * time.Minute):
 		_ = g.cmd.Process.Signal(syscall.SIGQUIT) // the goroutines go to the log
 		<-g.ended
-		g.t.Fatal("the gateway did not stop within 30 s of SIGTERM")
+		g.t.Fatal("the gateway did not stop within two minutes of SIGTERM")
 	}
 	if g.err != nil {
 		g.t.Fatalf("orderly stop: %v", g.err)

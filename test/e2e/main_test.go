@@ -43,7 +43,7 @@ func buildAndRun(m *testing.M) int {
 }
 
 // soon bounds everything that happens at once on an idle machine; the machine may be far from idle.
-const soon = 20 * time.Second
+const soon = 60 * time.Second
 
 // waitFor waits until ok holds and fails the test with what describe says when it does not hold in time. It is the only
 // place where these tests sleep for a condition.

@@ -94,7 +94,7 @@ func (w *wire) connect(l login) error {
 	if err := w.send(typeConnect, append(body, payload...)); err != nil {
 		return err
 	}
-	_ = w.conn.SetReadDeadline(time.Now().Add(10 * time.Second))
+	_ = w.conn.SetReadDeadline(time.Now().Add(60 * time.Second))
 	p, err := w.read()
 	_ = w.conn.SetReadDeadline(time.Time{})
 	if err != nil {

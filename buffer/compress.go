@@ -1,0 +1,101 @@
+package buffer
+
+import (
+	"fmt"
+	"sync"
+
+	"github.com/klauspost/compress/zstd"
+)
+
+// Records of a frame are compressed together, once, before they are written; the index beside them is not. What is charged to a bound is
+// the records as they came, so that a bound means the same whatever the records look like: compressing spares the disk, not the bound.
+const (
+	codecNone = 0
+	codecZstd = 1 // RFC 8878
+
+	// compressRecords and compressBytes are from where on compressing is tried: less holds too little that repeats.
+	compressRecords = 8
+	compressBytes   = 1 << 10
+	// After a try that saved less than an eighth, one, then two, four ... up to restTries groups are left as they are.
+	restTries = 64
+	// zstdWindow bounds the memory of the encoder; frames are no larger than about that.
+	zstdWindow = 512 << 10
+	// maxRaw bounds what a section may say it holds.
+	maxRaw = 2 * maxFrameBytes
+)
+
+// compressor shrinks the records of frames where that pays. It belongs to the committer; the zero value does nothing.
+type compressor struct {
+	on bool
+	// records and bytes are from where on it is tried.
+	records uint32
+	bytes   int
+	enc     *zstd.Encoder
+	out     []byte
+	// rest is how many groups are left as they are before the next try, resting how many that were the last time.
+	rest, resting int
+}
+
+// shrink compresses the groups of f.
+func (c *compressor) shrink(f *frameBuilder) {
+	if !c.on {
+		return
+	}
+	for i := range f.groups {
+		c.group(&f.groups[i])
+	}
+}
+
+func (c *compressor) group(g *recordGroup) {
+	records := g.records()
+	if g.count < c.records || len(records) < c.bytes || g.codec != codecNone {
+		return
+	}
+	if c.rest > 0 {
+		c.rest--
+		return
+	}
+	if c.enc == nil {
+		enc, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(1),
+			zstd.WithWindowSize(zstdWindow), zstd.WithLowerEncoderMem(true), zstd.WithEncoderCRC(false))
+		if err != nil {
+			c.on = false // the options are constant: a test finds that
+			return
+		}
+		c.enc = enc
+	}
+	c.out = c.enc.EncodeAll(records, c.out[:0])
+	if len(c.out) > len(records)-len(records)/8 {
+		c.resting = min(2*c.resting+1, restTries)
+		c.rest = c.resting
+		return
+	}
+	c.resting = 0
+	g.raw, g.codec = len(records), codecZstd
+	g.buf = append(g.buf[:g.start+sectionHeaderLen], c.out...)
+	if cap(c.out) > 2*frameBytes {
+		c.out = nil // one large record does not keep its memory for ever
+	}
+}
+
+// inflate is the one decoder of all readers. It is made when it is needed first.
+var inflate = sync.OnceValues(func() (*zstd.Decoder, error) {
+	return zstd.NewReader(nil, zstd.WithDecoderConcurrency(0), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxMemory(maxRaw))
+})
+
+// decompress appends the raw bytes of b to dst, which has room for exactly them.
+func decompress(dst, b []byte, codec uint8, raw int) ([]byte, error) {
+	if codec != codecZstd {
+		return nil, fmt.Errorf("codec %d: %w", codec, errBadContent)
+	}
+	d, err := inflate()
+	if err != nil {
+		return nil, err
+	}
+	before := len(dst)
+	dst, err = d.DecodeAll(b, dst)
+	if err != nil || len(dst)-before != raw {
+		return nil, fmt.Errorf("compressed records: %w", errBadContent)
+	}
+	return dst, nil
+}
