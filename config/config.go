@@ -115,7 +115,9 @@ type Uplink struct {
 	AckTimeout Duration `toml:"ack_timeout"`
 
 	// MaxRate bounds what is sent, so that it leaves room on the line or keeps to what is paid for.
-	MaxRate  MaxRate   `toml:"max_rate"`
+	MaxRate MaxRate `toml:"max_rate"`
+	// Batch sends many messages in one PUBLISH; nil: each one in its own.
+	Batch    *Batch    `toml:"batch"`
 	Buffer   Buffer    `toml:"buffer"`
 	Commands []Command `toml:"command"`
 	// ServersAt is where each of Servers stands.
@@ -125,7 +127,17 @@ type Uplink struct {
 // MaxRate bounds what an uplink sends; 0 is no bound.
 type MaxRate struct {
 	Messages MessageRate `toml:"messages"`
-	Bytes    ByteRate    `toml:"bytes"` // of the records, which are about as large as their PUBLISH packets
+	Bytes    ByteRate    `toml:"bytes"` // of the records, which are about as large as their PUBLISH packets, or of batches as sent
+}
+
+// Batch says how an uplink gathers messages.
+type Batch struct {
+	MaxMessages int      `toml:"max_messages"` // 1 to 10000
+	MaxDelay    Duration `toml:"max_delay"`    // how long a message waits for others, at most 1 h
+	// MaxBytes bounds the text of a batch before it is packed, 1 KiB to 1 MiB. A message that is larger travels alone.
+	MaxBytes Size   `toml:"max_bytes"`
+	Compress string `toml:"compress"` // zstd, gzip or none
+	Topic    string `toml:"topic"`    // template of {gateway} and {uplink}; expanded after loading
 }
 
 // Buffer bounds what is kept on disk for one uplink.

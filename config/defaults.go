@@ -50,6 +50,11 @@ func (defaults) fill(section any) {
 			AckTimeout: Duration(30 * time.Second),
 			Buffer:     Buffer{MaxBytes: 512 << 20, WhenFull: "drop-oldest", Compress: "auto"},
 		}
+	case *Batch:
+		*s = Batch{
+			MaxMessages: 100, MaxDelay: Duration(time.Second), MaxBytes: 128 << 10, Compress: "zstd",
+			Topic: "tidegate/{gateway}/uplink/{uplink}/batch",
+		}
 	case *CoAP:
 		*s = CoAP{Listen: []string{"coap://127.0.0.1:5683"}}
 	case *OPCUA:

@@ -182,6 +182,25 @@ func TestAgreedFile(t *testing.T) {
 	}
 }
 
+// TestBatch: an empty table is one with every default, an absent one is none.
+func TestBatch(t *testing.T) {
+	want := Batch{
+		MaxMessages: 100, MaxDelay: Duration(time.Second), MaxBytes: 128 << 10, Compress: "zstd", Topic: "tidegate/gw/uplink/cloud/batch",
+	}
+	gateway := "[gateway]\nid = 'gw'\n"
+	if c, ps := checkText(gateway + uplinkText + "batch = {}"); len(ps) > 0 || *c.Uplinks["cloud"].Batch != want {
+		t.Errorf("empty: %+v, %s", c.Uplinks["cloud"].Batch, ps)
+	}
+	if c, ps := checkText(gateway + uplinkText); len(ps) > 0 || c.Uplinks["cloud"].Batch != nil {
+		t.Errorf("absent: %+v, %s", c.Uplinks["cloud"].Batch, ps)
+	}
+	want = Batch{MaxMessages: 5, MaxDelay: 0, MaxBytes: 64 << 10, Compress: "none", Topic: "up/gw"}
+	c, ps := checkText(gateway + uplinkText + "[uplink.cloud.batch]\nmax_messages = 5\nmax_delay = '0s'\nmax_bytes = '64KiB'\ncompress = 'none'\ntopic = 'up/{gateway}'")
+	if len(ps) > 0 || *c.Uplinks["cloud"].Batch != want {
+		t.Errorf("set: %+v, %s", c.Uplinks["cloud"].Batch, ps)
+	}
+}
+
 // TestNotBuilt gives every key that is not built and expects exactly that to be said.
 func TestNotBuilt(t *testing.T) {
 	for shape, what := range notBuiltKeys() {

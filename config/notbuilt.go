@@ -10,7 +10,6 @@ const (
 	noPreset     = "presets for cloud services are not built yet"
 	noRate       = "limiting rates is not built yet"
 	noOrder      = "sending fresh messages before the backlog is not built yet"
-	noBatch      = "batches are not built yet"
 	noReplay     = "keeping delivered records is not built yet"
 	noEngine     = "engines other than the built-in log are not built yet"
 	noDTLS       = "CoAP over DTLS and TLS is not built yet; this build has coap:// over UDP"
@@ -58,7 +57,6 @@ func notBuiltKeys() map[string]string {
 
 		"uplink.*.preset":     noPreset,
 		"uplink.*.live_first": noOrder,
-		"uplink.*.batch":      noBatch,
 
 		"uplink.*.buffer.keep_delivered": noReplay,
 		"uplink.*.buffer.engine":         noEngine,

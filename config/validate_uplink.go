@@ -19,6 +19,7 @@ func (v *validator) uplinks() {
 		v.login(key, u, servers)
 		v.tlsFiles(key, &u, servers)
 		v.timing(key, u)
+		v.batch(key, name, u.Batch)
 		v.buffer(key, u)
 		v.commands(key, name, &u)
 		for i, s := range servers {
@@ -167,6 +168,41 @@ func (v *validator) timing(key string, u Uplink) {
 		v.wrong(key+".keep_alive", "must be whole seconds, as MQTT counts them")
 	}
 	v.span(key+".ack_timeout", u.AckTimeout, time.Millisecond, day)
+}
+
+// The bounds of a batch: what a receiver has to hold in memory.
+const (
+	maxBatchMessages = 10000
+	minBatchBytes    = 1 << 10
+	maxBatchBytes    = 1 << 20
+)
+
+// batch checks how an uplink gathers messages, and expands the topic.
+func (v *validator) batch(key, uplink string, b *Batch) {
+	if b == nil {
+		return
+	}
+	key += ".batch"
+	v.between(key+".max_messages", int64(b.MaxMessages), 1, maxBatchMessages)
+	v.span(key+".max_delay", b.MaxDelay, 0, time.Hour)
+	if b.MaxBytes < minBatchBytes || b.MaxBytes > maxBatchBytes {
+		v.wrong(key+".max_bytes", "must be from 1KiB to 1MiB")
+	}
+	v.oneOf(key+".compress", b.Compress, "zstd", "gzip", "none")
+	parts, err := parseTemplate(b.Topic, fixedNames())
+	if err != nil {
+		v.badTemplate(v.at(key+".topic").value, key+".topic", err)
+		return
+	}
+	b.Topic = expand(parts, map[string]string{"gateway": v.c.Gateway.ID, "uplink": uplink})
+	switch {
+	case strings.ContainsAny(b.Topic, "+#\x00"):
+		v.wrong(key+".topic", "a topic name has no + and # [MQTT-3.3.2-2]")
+	case len(b.Topic) > maxTopicBytes:
+		v.wrong(key+".topic", "has %d bytes, at most %d can be sent", len(b.Topic), maxTopicBytes)
+	case b.Topic == "$SYS" || strings.HasPrefix(b.Topic, "$SYS/") || strings.HasPrefix(b.Topic, "$share/"):
+		v.wrong(key+".topic", "the topics $SYS/# and $share/# are the cloud broker's own")
+	}
 }
 
 func (v *validator) buffer(key string, u Uplink) {

@@ -41,6 +41,7 @@ func defaultTimes() times {
 type drain struct {
 	out     *output
 	gateway string
+	address string // GATEWAY/UPLINK, for identities
 	log     *slog.Logger
 	metrics *metrics
 	times   times
@@ -48,6 +49,7 @@ type drain struct {
 	// What follows belongs to the drain's goroutine.
 
 	pacer     pacer
+	batching  *batching
 	suspect   suspicion
 	condemned int // records condemned since the last one that was delivered
 	quota     backoff
@@ -76,7 +78,7 @@ func (d *drain) run(ctx context.Context) {
 			pause(ctx, d.times.provePoll) // the uplink has not noticed yet
 			continue
 		}
-		s := &stream{d: d, link: link, answers: newAnswers()}
+		s := &stream{d: d, link: link, answers: newAnswers(), gather: d.batching.pass()}
 		d.after(ctx, link, s.run(ctx))
 	}
 }
@@ -165,11 +167,9 @@ func (d *drain) cell(route []byte, lane pipeline.Lane) *cell {
 }
 
 func (d *drain) identity(m message.Message, lane pipeline.Lane, rec *buffer.Rec) Identity {
-	src := m.Source.Client
-	if src == "" {
-		src = m.Source.User
+	return Identity{
+		ID: m.ID.String(), Seq: SequenceText(rec.Epoch, lane.String(), rec.Seq), Source: m.Source.Name(), Uplink: d.address,
 	}
-	return Identity{ID: m.ID.String(), Seq: SequenceText(rec.Epoch, lane.String(), rec.Seq), Source: src}
 }
 
 func isClosed(c <-chan struct{}) bool {

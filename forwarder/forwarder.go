@@ -187,7 +187,13 @@ func (f *Forwarder) newOutput(index int, name string, c config.Uplink, link Upli
 	if err := o.dead.open("dead/" + name); err != nil {
 		return nil, err
 	}
-	o.drain = &drain{out: o, gateway: f.gateway, log: logger, metrics: f.metrics, times: defaultTimes(), pacer: newPacer(c.MaxRate)}
+	o.drain = &drain{
+		out: o, gateway: f.gateway, address: f.gateway + "/" + name, log: logger, metrics: f.metrics, times: defaultTimes(),
+		pacer: newPacer(c.MaxRate),
+	}
+	if o.drain.batching, err = newBatching(f.gateway, name, c.Batch); err != nil {
+		return nil, err
+	}
 	return o, nil
 }
 

@@ -24,10 +24,10 @@ func (p *pacer) delay(now time.Time) time.Duration {
 	return max(p.messages.delay(now), p.bytes.delay(now))
 }
 
-// sent takes a record of n bytes off what may be sent.
-func (p *pacer) sent(n int) {
-	p.messages.take(1)
-	p.bytes.take(float64(n))
+// sent takes that many messages, of so many bytes in all, off what may be sent.
+func (p *pacer) sent(messages, bytes int) {
+	p.messages.take(float64(messages))
+	p.bytes.take(float64(bytes))
 }
 
 // bucket is a token bucket that may go into debt: a record larger than all it holds leaves, and what follows waits for it.

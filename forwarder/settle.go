@@ -28,6 +28,10 @@ func (s *stream) settle() {
 
 func (s *stream) settleOne(a answer) {
 	f := a.f
+	if f.parcel != nil {
+		s.settleParcel(f.parcel, a.err)
+		return
+	}
 	if f.report != nil {
 		s.settleReport(f, a.err)
 		return
@@ -132,6 +136,7 @@ func (s *stream) settleBurial(f *flight, err error) {
 func (s *stream) finish(ctx context.Context) bool {
 	defer s.flushAcks()
 	s.current = [pipeline.Lanes]*lease{}
+	s.forget()
 	var timer <-chan time.Time
 	stopping, losing := ctx.Done(), s.link.Lost()
 	for {

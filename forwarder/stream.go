@@ -20,6 +20,7 @@ type stream struct {
 	window  window
 	answers *answers
 	spare   []answer
+	gather  *gathering // nil: every record is sent by itself
 	acks    [pipeline.Lanes]ackList
 	slab    []flight
 
@@ -128,6 +129,9 @@ func (s *stream) step(ctx context.Context) bool {
 	if s.broken || s.verdict != accepted || ctx.Err() != nil || s.isLost() {
 		return false
 	}
+	if g := s.gather; g != nil && (g.trying || len(g.pieces) > 0) {
+		return s.stepPiece(ctx)
+	}
 	if s.limit > 0 && s.window.open >= s.limit {
 		return s.wait(ctx)
 	}
@@ -135,6 +139,9 @@ func (s *stream) step(ctx context.Context) bool {
 		if r := s.d.out.gaps.due(); r != nil {
 			return s.sendReport(ctx, r)
 		}
+	}
+	if s.gather != nil {
+		return s.stepBatch(ctx)
 	}
 	lane, ok := s.pick()
 	if !ok {
@@ -192,21 +199,27 @@ func (s *stream) pick() (pipeline.Lane, bool) {
 // wait sleeps until there is something to do.
 func (s *stream) wait(ctx context.Context) bool {
 	normal, urgent := s.feeds[pipeline.Normal].out, s.feeds[pipeline.Urgent].out
-	if s.current[pipeline.Normal] != nil || s.limit > 0 && s.window.open >= s.limit {
+	limited := s.limit > 0 && s.window.open >= s.limit
+	if s.current[pipeline.Normal] != nil || limited {
 		normal = nil
 	}
-	if s.current[pipeline.Urgent] != nil || s.limit > 0 && s.window.open >= s.limit {
+	if s.current[pipeline.Urgent] != nil || limited {
 		urgent = nil
 	}
 	gaps := s.d.out.gaps.wake
 	if s.pending || s.careful {
 		gaps = nil
 	}
-	var timer <-chan time.Time
+	var timer, due <-chan time.Time
 	if d, waiting := s.d.out.gaps.delay(); waiting && gaps != nil {
 		t := time.NewTimer(d)
 		defer t.Stop()
 		timer = t.C
+	}
+	if d, waiting := s.gather.delay(); waiting && !limited {
+		t := time.NewTimer(d)
+		defer t.Stop()
+		due = t.C
 	}
 	select {
 	case l := <-urgent:
@@ -216,6 +229,7 @@ func (s *stream) wait(ctx context.Context) bool {
 	case <-s.answers.wake:
 	case <-gaps:
 	case <-timer:
+	case <-due:
 	case <-s.link.Lost():
 	case <-ctx.Done():
 	}
@@ -242,7 +256,7 @@ func (s *stream) flight(lane pipeline.Lane, l *lease, rec *buffer.Rec) *flight {
 	}
 	f := &s.slab[0]
 	s.slab = s.slab[1:]
-	*f = flight{lane: lane, seq: rec.Seq, epoch: rec.Epoch, lease: l, data: rec.Data}
+	*f = flight{lane: lane, seq: rec.Seq, epoch: rec.Epoch, lease: l, rec: rec, data: rec.Data}
 	return f
 }
 
@@ -268,6 +282,10 @@ func (s *stream) dispatch(ctx context.Context, f *flight, rec *buffer.Rec) bool 
 		return true
 	}
 	f.received = m.Received
+	if s.gather != nil {
+		s.collect(f, &m)
+		return true
+	}
 	if !m.Expires.IsZero() {
 		// What is left of its expiry counts from now on, whatever the wall clock was when it came in (MQTT 5.0, 3.3.2.3.3).
 		m.Expires = time.Now().Add(m.Expires.Sub(m.Received) - age)
@@ -280,7 +298,7 @@ func (s *stream) dispatch(ctx context.Context, f *flight, rec *buffer.Rec) bool 
 	if err != nil {
 		return s.notTaken(ctx, f, err)
 	}
-	s.d.pacer.sent(len(rec.Data))
+	s.d.pacer.sent(1, len(rec.Data))
 	s.d.inFlight.Store(int64(s.window.open))
 	return true
 }

@@ -51,12 +51,14 @@ type Link interface {
 	Close(reason error)
 }
 
-// Identity is what lets the cloud recognise a record: sent as the user properties tg-id, tg-seq and tg-src where the
-// protocol has them. Empty ones are left out.
+// Identity is what lets the cloud recognise a record: sent as the user properties tg-id, tg-seq, tg-src and tg-up
+// where the protocol has them. Empty ones are left out.
 type Identity struct {
 	ID     string // unique for each record, the same on every retry
 	Seq    string // EPOCH-LANE-N, N without holes from append on
 	Source string // the device
+	// Uplink is GATEWAY/UPLINK: sequences are counted for each uplink, and several may lead to one broker.
+	Uplink string
 }
 
 // The refusals that are about the moment or the account and not about the message.

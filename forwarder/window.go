@@ -16,8 +16,16 @@ type flight struct {
 	cell     *cell
 	received time.Time
 	lease    *lease
+	rec      *buffer.Rec
 	data     []byte // the record, a part of the lease's memory
 
+	// What follows is for a member of a batch.
+
+	from, to int           // its line in the batch
+	life     time.Duration // how long it was worth sending when it came in, as far as the cloud is to know; 0: without end
+	expiry   uint32        // what is left of that, in seconds
+
+	parcel   *parcel    // not nil: a batch, which stands in no window; its members do
 	report   *gapReport // not nil: no record at all
 	aboard   bool       // in the window
 	burying  bool       // on its way to the dead letters

@@ -35,6 +35,14 @@ type Source struct {
 	User     string // authenticated name; empty for anonymous
 }
 
+// Name is what the device is called towards the cloud (tg-src): its client identifier, else its user.
+func (s Source) Name() string {
+	if s.Client != "" {
+		return s.Client
+	}
+	return s.User
+}
+
 // Property is an MQTT 5 user property. Order and repetition are kept [MQTT-3.3.2-17].
 type Property struct{ Key, Value string }
 

@@ -65,4 +65,4 @@ need_tools() {
 # needs certificates to fetch modules.
 TEST_TOOLS=(mosquitto=mosquitto mosquitto_pub=mosquitto-clients strace=strace "gcc=gcc libc6-dev"
 	update-ca-certificates=ca-certificates coap-client-notls=libcoap3-bin qemu-arm-static=qemu-user-static
-	node=nodejs npm=npm)
+	node=nodejs npm=npm python3=python3)

@@ -1,19 +1,17 @@
 package main
 
 import (
-	"encoding/base64"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"slices"
 	"time"
-	"unicode/utf8"
 
 	"tidegate/admin/metrics"
 	"tidegate/buffer"
 	"tidegate/config"
 	"tidegate/forwarder"
+	"tidegate/message/envelope"
 )
 
 // What the buffer commands show, made from an open log: that of the running gateway (behind the socket) or one that was
@@ -93,22 +91,6 @@ func (s selection) pick(l *buffer.Log) ([]*buffer.Queue, error) {
 	return picked, nil
 }
 
-// recordRow is one line of `buffer export`.
-type recordRow struct {
-	Seq      string    `json:"seq"` // the tg-seq of the record
-	ID       string    `json:"id"`
-	Topic    string    `json:"topic"`
-	Received time.Time `json:"received"`
-	QoS      byte      `json:"qos"`
-	Payload  string    `json:"payload"`
-	Encoding string    `json:"encoding"` // utf8 or base64
-	Reason   string    `json:"reason,omitempty"`
-	Uplink   string    `json:"uplink"`
-	Route    string    `json:"route"`
-	Source   string    `json:"source"` // client identifier of the device
-	Retain   bool      `json:"retain,omitempty"`
-}
-
 // exportRecords writes the selected records as JSON lines, each queue in its order. A record that cannot be decoded is
 // left out; the error says how many there were.
 func exportRecords(l *buffer.Log, s selection, w io.Writer) error {
@@ -116,8 +98,7 @@ func exportRecords(l *buffer.Log, s selection, w io.Writer) error {
 	if err != nil {
 		return err
 	}
-	e := json.NewEncoder(w)
-	e.SetEscapeHTML(false)
+	var line []byte
 	unreadable := 0
 	for _, q := range queues {
 		uplink, lane, _ := metrics.SplitQueue(q.Name())
@@ -128,7 +109,8 @@ func exportRecords(l *buffer.Log, s selection, w io.Writer) error {
 				unreadable++
 				return true
 			}
-			failed = e.Encode(row)
+			line = row.Append(line[:0])
+			_, failed = w.Write(line)
 			return failed == nil
 		})
 		if err := errors.Join(failed, err); err != nil {
@@ -141,25 +123,18 @@ func exportRecords(l *buffer.Log, s selection, w io.Writer) error {
 	return nil
 }
 
-// readRow makes the line of one record; the lane of a dead letter is empty.
-func readRow(r buffer.Rec, uplink, lane string) (recordRow, error) {
+// readRow makes the line of one record, the same as in a batch; the lane of a dead letter is empty.
+func readRow(r buffer.Rec, uplink, lane string) (envelope.Record, error) {
 	read := forwarder.ReadRecord
 	if lane == "" {
 		read, lane = forwarder.ReadDeadLetter, "dead"
 	}
 	s, err := read(r.Data)
 	if err != nil {
-		return recordRow{}, err
+		return envelope.Record{}, err
 	}
-	m := s.Message
-	row := recordRow{
-		Seq: forwarder.SequenceText(r.Epoch, lane, r.Seq), ID: m.ID.String(), Topic: m.Topic, Received: m.Received.UTC(),
-		QoS: byte(m.QoS), Payload: string(m.Payload), Encoding: "utf8", Reason: s.Reason,
-		Uplink: uplink, Route: s.Route, Source: m.Source.Client, Retain: m.Retain,
-	}
-	if !utf8.Valid(m.Payload) {
-		row.Payload, row.Encoding = base64.StdEncoding.EncodeToString(m.Payload), "base64"
-	}
+	row := envelope.Of(&s.Message, forwarder.SequenceText(r.Epoch, lane, r.Seq))
+	row.Reason, row.Uplink, row.Route = s.Reason, uplink, s.Route
 	return row, nil
 }
 

@@ -35,6 +35,7 @@ func commands() []command {
 		{"buffer", "list, check, export and purge the stored backlog", cmdBuffer},
 		{"pub", "publish messages to an MQTT broker", cmdPub},
 		{"sub", "print messages of an MQTT broker", cmdSub},
+		{"decode", "batch envelopes to JSON lines", cmdDecode},
 		{"opcua", "look around in an OPC UA server, trust its certificate", cmdOPCUA},
 		{"passwd", "add or change a user", cmdPasswd},
 		{"auth", "which rule decides", cmdAuth},
@@ -73,7 +74,7 @@ func dispatch(args []string, std stdio) int {
 // later lists the commands that other versions have, or are to have.
 func later() []string {
 	return []string{
-		"bench", "cert", "coap", "completion", "decode", "doctor", "learn", "ledger", "reload", "replay", "test",
+		"bench", "cert", "coap", "completion", "doctor", "learn", "ledger", "reload", "replay", "test",
 		"top", "verify", "why",
 	}
 }

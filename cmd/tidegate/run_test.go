@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"tidegate/internal/testpeer"
+	"tidegate/message/envelope"
 )
 
 // From a device through an outage to a Mosquitto "cloud", with a look from every side.
@@ -104,11 +105,11 @@ func beside(t *testing.T, file string) {
 		t.Fatalf("export has %d lines", len(lines))
 	}
 	for i, line := range lines {
-		var row recordRow
+		var row envelope.Record
 		if err := json.Unmarshal([]byte(line), &row); err != nil {
 			t.Fatal(err)
 		}
-		if row.Payload != strconv.Itoa(i) || row.Encoding != "utf8" || row.Topic != "plant/a" || row.QoS != 1 ||
+		if string(row.Payload) != strconv.Itoa(i) || !strings.Contains(line, `"encoding":"utf8"`) || row.Topic != "plant/a" || row.QoS != 1 ||
 			!strings.HasSuffix(row.Seq, fmt.Sprintf("-normal-%d", i+1)) || len(row.ID) != 26 || row.Received.IsZero() {
 			t.Fatalf("line %d: %s", i, line)
 		}
@@ -406,8 +407,8 @@ func TestDeadLetters(t *testing.T) {
 	})
 	r := tidegate(t, "", "buffer", "dead", "ls", "--config", g.file)
 	r.want(t, exitOK, `"reason":"`, "")
-	var row recordRow
-	if err := json.Unmarshal([]byte(r.out), &row); err != nil || row.Topic != "plant/bad" || row.Payload != "x" ||
+	var row envelope.Record
+	if err := json.Unmarshal([]byte(r.out), &row); err != nil || row.Topic != "plant/bad" || string(row.Payload) != "x" ||
 		!strings.Contains(row.Reason, "not the payload I want") {
 		t.Errorf("%v: %s", err, r.out)
 	}

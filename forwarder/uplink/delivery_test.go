@@ -232,6 +232,7 @@ func TestEverythingOfAMessageTravels(t *testing.T) {
 			{Key: "tg-id", Value: "id-7"},
 			{Key: "tg-seq", Value: "e-normal-7"},
 			{Key: "tg-src", Value: "press7"},
+			{Key: "tg-up", Value: "gw/cloud"},
 		}
 		if fmt.Sprint(r.Properties) != fmt.Sprint(want) {
 			t.Errorf("user properties %v, want %v", r.Properties, want)

@@ -8,12 +8,13 @@ import (
 	"tidegate/message"
 )
 
-// Identity is what lets the cloud recognise a record it has seen before. It travels as the user properties tg-id, tg-seq
-// and tg-src; MQTT 3.1.1 has no place for it. Empty fields are left out.
+// Identity is what lets the cloud recognise a record it has seen before. It travels as the user properties tg-id, tg-seq,
+// tg-src and tg-up; MQTT 3.1.1 has no place for it. Empty fields are left out.
 type Identity struct {
 	ID  string // unique for each record sent, the same on every retry
 	Seq string // EPOCH-LANE-N
 	Src string // the device
+	Up  string // GATEWAY/UPLINK, whose sequence Seq is
 }
 
 // Link is one connection to a cloud broker. It ends with that connection: an acknowledgement can never reach a message

@@ -196,7 +196,7 @@ func reading(n int, qos message.QoS) message.Message {
 }
 
 func identity(n int) Identity {
-	return Identity{ID: fmt.Sprintf("id-%d", n), Seq: fmt.Sprintf("e-normal-%d", n), Src: fmt.Sprintf("press%d", n%10)}
+	return Identity{ID: fmt.Sprintf("id-%d", n), Seq: fmt.Sprintf("e-normal-%d", n), Src: fmt.Sprintf("press%d", n%10), Up: "gw/cloud"}
 }
 
 // ledger keeps what became of messages 0 to n-1, as the forwarder's log does.

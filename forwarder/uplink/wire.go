@@ -114,10 +114,14 @@ func responseTopic(m *message.Message) string {
 
 // identityKey reports whether key is one of those that appendProperties writes itself. A device cannot forge them: its
 // own properties of that name are left out when there is an identity.
-func identityKey(key string) bool { return key == "tg-id" || key == "tg-seq" || key == "tg-src" }
+func identityKey(key string) bool {
+	return key == "tg-id" || key == "tg-seq" || key == "tg-src" || key == "tg-up"
+}
 
-func (i Identity) properties() [3]message.Property {
-	return [3]message.Property{{Key: "tg-id", Value: i.ID}, {Key: "tg-seq", Value: i.Seq}, {Key: "tg-src", Value: i.Src}}
+func (i Identity) properties() [4]message.Property {
+	return [4]message.Property{
+		{Key: "tg-id", Value: i.ID}, {Key: "tg-seq", Value: i.Seq}, {Key: "tg-src", Value: i.Src}, {Key: "tg-up", Value: i.Up},
+	}
 }
 
 func propertiesLen(p publication) int {

@@ -1,0 +1,402 @@
+package forwarder
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"tidegate/config"
+	"tidegate/forwarder/pipeline"
+	"tidegate/message"
+	"tidegate/message/envelope"
+)
+
+// This file stands between dispatch and the link where an uplink has batches: records are gathered, one batch for each lane,
+// and many of them leave in one PUBLISH. Each stays a record of its own: it has its own flight, its own place in the
+// ledger, and is acknowledged in its own queue. What is gathered and not sent is nowhere but in the buffer; a pass that ends
+// forgets it, and the next one may cut the batches differently.
+//
+// A batch leaves when it is full, or when the lane has nothing more at hand and its oldest member has waited for max_delay.
+// The urgent lane does not wait: its batch leaves as soon as nothing more of it is at hand. So a backlog fills batches
+// without delay, and an urgent record is held back by no other lane.
+
+// waryFor is how many batches must be taken after a refused one before several are in flight again.
+const waryFor = 16
+
+// maxFlying bounds the text and the packed bytes of all batches in flight of one uplink, which stay in memory until they are
+// answered: one of them may be larger.
+const maxFlying = 2 << 20
+
+// Room that a batch keeps for its header, and for the end of each line.
+const (
+	headerRoom = 256
+	lineRoom   = 24
+)
+
+// batching is how an uplink makes batches; nil: it makes none. It belongs to the drain's goroutine.
+type batching struct {
+	gateway, uplink, topic string
+	maxMessages, maxText   int
+	maxDelay               time.Duration
+	encoder                *envelope.Encoder
+
+	text  []byte    // of the batch that is being sent
+	spare []*parcel // to be used again
+}
+
+func newBatching(gateway, uplink string, c *config.Batch) (*batching, error) {
+	if c == nil {
+		return nil, nil
+	}
+	how, err := envelope.ParseCompression(c.Compress)
+	if err != nil {
+		return nil, err
+	}
+	e, err := envelope.NewEncoder(how)
+	if err != nil {
+		return nil, err
+	}
+	return &batching{
+		gateway: gateway, uplink: uplink, topic: c.Topic, encoder: e,
+		maxMessages: max(c.MaxMessages, 1), maxText: int(c.MaxBytes), maxDelay: c.MaxDelay.D(),
+	}, nil
+}
+
+// pass begins a pass over a link.
+func (b *batching) pass() *gathering {
+	if b == nil {
+		return nil
+	}
+	return &gathering{batching: b, limit: b.maxText}
+}
+
+// parcel is one batch.
+type parcel struct {
+	lane    pipeline.Lane
+	members []*flight
+	lines   []byte    // of the members, each without its end
+	begun   time.Time // when the first member came
+	qos     message.QoS
+	payload []byte // as it was sent
+	size    int    // what it counts in flight
+	piece   bool   // a part of one that was refused, with which it shares lines
+}
+
+// text is how long the text of the batch gets at most, with n members more and their lines.
+func (p *parcel) text(n, lines int) int {
+	return headerRoom + len(p.lines) + lines + (len(p.members)+n)*lineRoom
+}
+
+// gathering is the state of the batches during one pass.
+type gathering struct {
+	*batching
+	limit int // of a batch's text; falls where the cloud said that one was too large
+
+	open [pipeline.Lanes]*parcel // nil: nothing is gathered
+	full [pipeline.Lanes]*parcel // no more fits: it is the next to leave
+	// pieces are parts of a batch that was refused. They are sent one at a time and before anything else, so that among
+	// themselves they keep their order. trying: one is in flight.
+	pieces []*parcel
+	trying bool
+	flying int // bytes of batches in flight
+	// wary: so many more batches are sent one at a time after a refused one, because the good records of the next that is
+	// refused would arrive behind what is in flight with it.
+	wary int
+	over bool // the pass ends: nothing more is sent
+}
+
+// collect puts a record into the batch of its lane.
+func (s *stream) collect(f *flight, m *message.Message) {
+	g := s.gather
+	if !m.Expires.IsZero() {
+		f.life = m.Expires.Sub(m.Received)
+	}
+	r := envelope.Of(m, SequenceText(f.epoch, f.lane.String(), f.seq))
+	p := g.open[f.lane]
+	if p == nil {
+		p = g.begin(f.lane)
+	}
+	from := len(p.lines)
+	p.lines = r.AppendOpen(p.lines)
+	if len(p.members) > 0 && p.text(1, 0) > g.limit {
+		next := g.begin(f.lane)
+		next.lines = append(next.lines, p.lines[from:]...)
+		p.lines = p.lines[:from]
+		g.full[f.lane], p, from = p, next, 0
+	}
+	f.from, f.to = from, len(p.lines)
+	f.lease.refs++
+	p.members = append(p.members, f)
+	p.qos = max(p.qos, m.QoS, 1)
+}
+
+// begin starts a batch.
+func (g *gathering) begin(lane pipeline.Lane) *parcel {
+	p := &parcel{}
+	if n := len(g.spare); n > 0 {
+		p, g.spare = g.spare[n-1], g.spare[:n-1]
+	}
+	*p = parcel{lane: lane, begun: time.Now(), lines: p.lines[:0], payload: p.payload[:0], members: p.members[:0]}
+	g.open[lane] = p
+	return p
+}
+
+// recycle keeps the memory of a batch that was answered.
+func (g *gathering) recycle(p *parcel) {
+	clear(p.members)
+	if !p.piece && len(g.spare) < 8 && cap(p.lines)+cap(p.payload) <= 2*g.maxText+64<<10 {
+		g.spare = append(g.spare, p)
+	}
+}
+
+// due returns the batch that is to leave now. next is the lane whose record is at hand, if there is one.
+func (s *stream) due(next pipeline.Lane, more bool) *parcel {
+	g, room := s.gather, s.gather.maxMessages
+	if s.limit > 0 {
+		room = min(room, s.limit-s.window.open)
+	}
+	if s.careful {
+		room = 1 // what follows must be about one record
+	}
+	for lane := pipeline.Lanes; lane > 0; {
+		lane--
+		p := g.open[lane]
+		switch {
+		case g.full[lane] != nil:
+			return g.full[lane]
+		case p != nil && (len(p.members) >= room || p.text(1, 0) >= g.limit):
+			return p
+		case more && next == lane:
+			return nil // it fills, and goes before a lower lane
+		case p == nil:
+		case lane == pipeline.Urgent || time.Since(p.begun) >= g.maxDelay:
+			return p
+		}
+	}
+	return nil
+}
+
+// delay is how long until a batch is due for its age, if one is being gathered.
+func (g *gathering) delay() (time.Duration, bool) {
+	if g == nil || g.open[pipeline.Normal] == nil {
+		return 0, false
+	}
+	return max(g.maxDelay-time.Since(g.open[pipeline.Normal].begun), 0), true
+}
+
+// stepBatch is step where records are gathered.
+func (s *stream) stepBatch(ctx context.Context) bool {
+	lane, more := s.pick()
+	p := s.due(lane, more)
+	switch {
+	case p == nil && !more:
+		s.flushAcks()
+		return s.wait(ctx)
+	case p == nil:
+		return s.sendNext(ctx, lane)
+	case s.gather.flying > 0 && (s.gather.wary > 0 || s.gather.flying+len(p.lines) > maxFlying):
+		return s.idle(ctx, time.Hour)
+	}
+	if d := s.d.pacer.delay(time.Now()); d > 0 {
+		return s.idle(ctx, d)
+	}
+	if s.gather.full[p.lane] == p {
+		s.gather.full[p.lane] = nil
+	} else {
+		s.gather.open[p.lane] = nil
+	}
+	return s.ship(ctx, p)
+}
+
+// stepPiece sends the next part of a batch that was refused, or waits for the answer to the last one.
+func (s *stream) stepPiece(ctx context.Context) bool {
+	g := s.gather
+	if g.trying {
+		return s.idle(ctx, time.Hour)
+	}
+	p := g.pieces[0]
+	g.pieces = g.pieces[1:]
+	g.trying = true
+	return s.ship(ctx, p)
+}
+
+// ship sends a batch.
+func (s *stream) ship(ctx context.Context, p *parcel) bool {
+	g := s.gather
+	if err := s.pack(p); err != nil {
+		for _, f := range p.members {
+			s.letGo(f)
+		}
+		s.end(later, err)
+		return true
+	}
+	if len(p.members) == 0 { // all of them expired
+		g.answered(p)
+		g.recycle(p)
+		return true
+	}
+	for _, f := range p.members {
+		if !f.aboard {
+			s.window.add(f)
+			f.aboard = true
+		}
+	}
+	if s.careful {
+		s.sent = time.Now()
+	}
+	p.size = len(p.lines) + len(p.payload)
+	g.flying += p.size
+	m := message.Message{
+		Topic: g.topic, Payload: p.payload, QoS: p.qos, ContentType: g.encoder.Compression().ContentType(),
+		Received: p.begun, Source: message.Source{Protocol: message.Self, Client: g.gateway},
+	}
+	n := len(p.members) // the answer may come before Send returns
+	answer := &flight{parcel: p}
+	err := s.link.Send(ctx, m, Identity{}, func(err error) { s.answers.put(answer, err) })
+	switch {
+	case err == nil:
+		s.d.pacer.sent(n, len(g.topic)+len(m.Payload))
+		s.d.inFlight.Store(int64(s.window.open))
+	case judge(err) != gone:
+		s.answers.put(answer, err)
+	default:
+		g.answered(p)
+		s.landAll(p)
+		return s.unusable(ctx, err)
+	}
+	return true
+}
+
+// pack writes the payload of a batch, without the members that have expired since they were gathered.
+func (s *stream) pack(p *parcel) error {
+	g := s.gather
+	alive := p.members[:0]
+	for _, f := range p.members {
+		age, expired := s.d.out.age(f.rec)
+		if expired {
+			s.leave(f, placeExpired)
+			s.letGo(f)
+			continue
+		}
+		if f.life > 0 {
+			// What is left of its expiry is counted when it leaves (MQTT 5.0, 3.3.2.3.3), and never nothing.
+			f.expiry = uint32(min(max((f.life-age+time.Second-1)/time.Second, 1), 1<<32-1))
+		}
+		alive = append(alive, f)
+	}
+	p.members = alive
+	g.text = envelope.AppendHeader(g.text[:0], g.gateway, g.uplink, len(alive))
+	for _, f := range alive {
+		g.text = envelope.Finish(append(g.text, p.lines[f.from:f.to]...), f.expiry)
+	}
+	var err error
+	p.payload, err = g.encoder.Append(p.payload[:0], g.text)
+	if cap(g.text) > g.maxText+64<<10 {
+		g.text = nil
+	}
+	if err != nil {
+		return fmt.Errorf("make a batch: %w", err)
+	}
+	return nil
+}
+
+// letGo drops a member that is not sent.
+func (s *stream) letGo(f *flight) {
+	if f.aboard {
+		s.land(f)
+		return
+	}
+	s.feeds[f.lane].release(f.lease)
+}
+
+func (s *stream) landAll(p *parcel) {
+	for _, f := range p.members {
+		s.land(f)
+	}
+	s.gather.recycle(p)
+}
+
+// answered notes that a batch is in flight no more.
+func (g *gathering) answered(p *parcel) {
+	g.flying -= p.size
+	p.size = 0
+	if p.piece {
+		g.trying = false
+	}
+}
+
+// settleParcel handles the answer to a batch, which is the answer to each of its members.
+func (s *stream) settleParcel(p *parcel, err error) {
+	s.gather.answered(p)
+	switch v := judgeBatch(err); v {
+	case accepted:
+		for _, f := range p.members {
+			s.done(f, placeDelivered)
+		}
+		s.gather.wary = max(s.gather.wary-1, 0)
+		s.gather.recycle(p)
+	case rejected:
+		s.divide(p, err)
+	case gone:
+		s.broken = true // as for a single record
+	default:
+		s.landAll(p)
+		s.end(v, err)
+	}
+}
+
+// judgeBatch is judge for a batch. Its topic is that of the uplink and not that of a record: where the cloud does not like
+// it, that is a mistake of the configuration, and must not empty the buffer into the dead letters.
+func judgeBatch(err error) verdict {
+	var refusal Refusal
+	if errors.As(err, &refusal) && refusal.Code() == codeTopicInvalid {
+		return forbidden
+	}
+	return judge(err)
+}
+
+// divide handles a batch that the cloud refused for what is in it, or for its size: it is sent again in halves, down to the
+// record that is to blame, which becomes a dead letter.
+func (s *stream) divide(p *parcel, err error) {
+	g, n := s.gather, len(p.members)
+	g.wary = waryFor
+	var refusal Refusal
+	if errors.As(err, &refusal) && refusal.Code() == codePacketTooLarge {
+		if n > 1 {
+			g.limit = min(g.limit, max(p.text(0, 0)/2, 1<<10))
+		} else {
+			g.limit = g.maxText // it was this record
+		}
+	}
+	switch {
+	case n == 1:
+		f := p.members[0]
+		s.d.log.Warn("the cloud refused a record; it is now a dead letter", "lane", f.lane.String(), "seq", uint64(f.seq), "err", err)
+		s.bury(f, err.Error())
+		g.recycle(p)
+	case g.over:
+		s.landAll(p)
+	default:
+		s.d.log.Info("the cloud refused a batch; its records are tried in smaller ones", "lane", p.lane.String(), "records", n, "err", err)
+		first := &parcel{lane: p.lane, members: p.members[: n/2 : n/2], lines: p.lines, qos: p.qos, piece: true}
+		second := &parcel{lane: p.lane, members: p.members[n/2:], lines: p.lines, qos: p.qos, piece: true}
+		g.pieces = append([]*parcel{first, second}, g.pieces...)
+	}
+}
+
+// forget gives up what was gathered and is not in flight, at the end of a pass.
+func (s *stream) forget() {
+	g := s.gather
+	if g == nil {
+		return
+	}
+	g.over = true
+	for _, p := range g.pieces {
+		for _, f := range p.members {
+			s.land(f)
+		}
+	}
+	g.pieces = nil
+	g.open, g.full = [pipeline.Lanes]*parcel{}, [pipeline.Lanes]*parcel{}
+}
