@@ -9,7 +9,7 @@
 // the next one gathers. Notify and Wait tell when a position is on disk. Records of one Append stand in one frame: all of them are there
 // after a crash, or none.
 //
-// Each queue has its own sequences, its own reader (Next) and its own set of acknowledged sequences. That set is written with the next
+// Each queue has its own sequences, its own reader (Next; a Tail can follow the end beside it) and its own set of acknowledged sequences. That set is written with the next
 // frame, so acknowledging costs no fsync; what a crash loses of it is only sent again. A segment without needed records is used again
 // under a new name. If one queue stands still while others flow, the few records that pin a segment are moved to the head of the log.
 //

@@ -50,11 +50,17 @@ func (q *Queue) dropFunc() func(*Queue, Reason, []Rec) {
 	return q.onDrop
 }
 
-// wakeReader lets the goroutine in Next look again.
+// wakeReader lets the goroutine in Next look again, and those of the tails. Log.mu is held.
 func (q *Queue) wakeReader() {
-	select {
-	case q.wake <- struct{}{}:
-	default:
+	signal := func(c chan struct{}) {
+		select {
+		case c <- struct{}{}:
+		default:
+		}
+	}
+	signal(q.wake)
+	for _, t := range q.tails {
+		signal(t.wake)
 	}
 }
 

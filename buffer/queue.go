@@ -49,8 +49,9 @@ type Queue struct {
 	gather *frameBuilder
 	entry  int
 
-	// wake is for the one goroutine in Next.
-	wake chan struct{}
+	// wake is for the one goroutine in Next; tails are other readers.
+	wake  chan struct{}
+	tails []*Tail
 	// at is where Next left off.
 	at         place
 	stall      stall

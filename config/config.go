@@ -117,9 +117,11 @@ type Uplink struct {
 	// MaxRate bounds what is sent, so that it leaves room on the line or keeps to what is paid for.
 	MaxRate MaxRate `toml:"max_rate"`
 	// Batch sends many messages in one PUBLISH; nil: each one in its own.
-	Batch    *Batch    `toml:"batch"`
-	Buffer   Buffer    `toml:"buffer"`
-	Commands []Command `toml:"command"`
+	Batch *Batch `toml:"batch"`
+	// LiveFirst lets fresh messages overtake the backlog while it drains: order then holds within each of the two.
+	LiveFirst bool      `toml:"live_first"`
+	Buffer    Buffer    `toml:"buffer"`
+	Commands  []Command `toml:"command"`
 	// ServersAt is where each of Servers stands.
 	ServersAt []Place `toml:"-"`
 }

@@ -112,6 +112,10 @@ func (d *decoder) value(n *node, path, shape string, v reflect.Value) {
 		}
 	case reflect.Int:
 		d.integer(n, path, v)
+	case reflect.Bool:
+		if d.is(n, path, boolKind) {
+			v.SetBool(n.truth)
+		}
 	case reflect.Pointer:
 		d.pointer(n, path, shape, v)
 	case reflect.Struct:

@@ -9,7 +9,6 @@ const (
 	noStages     = "filtering and changing messages on a route is not built yet"
 	noPreset     = "presets for cloud services are not built yet"
 	noRate       = "limiting rates is not built yet"
-	noOrder      = "sending fresh messages before the backlog is not built yet"
 	noReplay     = "keeping delivered records is not built yet"
 	noEngine     = "engines other than the built-in log are not built yet"
 	noDTLS       = "CoAP over DTLS and TLS is not built yet; this build has coap:// over UDP"
@@ -55,8 +54,7 @@ func notBuiltKeys() map[string]string {
 		"route.*.on_error": noStages,
 		"route.*.step":     noStages,
 
-		"uplink.*.preset":     noPreset,
-		"uplink.*.live_first": noOrder,
+		"uplink.*.preset": noPreset,
 
 		"uplink.*.buffer.keep_delivered": noReplay,
 		"uplink.*.buffer.engine":         noEngine,

@@ -187,14 +187,14 @@ func (g *gathering) delay() (time.Duration, bool) {
 
 // stepBatch is step where records are gathered.
 func (s *stream) stepBatch(ctx context.Context) bool {
-	lane, more := s.pick()
-	p := s.due(lane, more)
+	track, more := s.pick()
+	p := s.due(laneOf(track), more)
 	switch {
 	case p == nil && !more:
 		s.flushAcks()
 		return s.wait(ctx)
 	case p == nil:
-		return s.sendNext(ctx, lane)
+		return s.sendNext(ctx, track)
 	case s.gather.flying > 0 && (s.gather.wary > 0 || s.gather.flying+len(p.lines) > maxFlying):
 		return s.idle(ctx, time.Hour)
 	}
@@ -238,8 +238,7 @@ func (s *stream) ship(ctx context.Context, p *parcel) bool {
 	}
 	for _, f := range p.members {
 		if !f.aboard {
-			s.window.add(f)
-			f.aboard = true
+			s.launch(f)
 		}
 	}
 	if s.careful {
@@ -307,7 +306,7 @@ func (s *stream) letGo(f *flight) {
 		s.land(f)
 		return
 	}
-	s.feeds[f.lane].release(f.lease)
+	f.lease.feed.release(f.lease)
 }
 
 func (s *stream) landAll(p *parcel) {

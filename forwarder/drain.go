@@ -48,6 +48,7 @@ type drain struct {
 
 	// What follows belongs to the drain's goroutine.
 
+	liveFirst bool // fresh records of the normal lane overtake its backlog
 	pacer     pacer
 	batching  *batching
 	suspect   suspicion

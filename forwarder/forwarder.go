@@ -189,7 +189,7 @@ func (f *Forwarder) newOutput(index int, name string, c config.Uplink, link Upli
 	}
 	o.drain = &drain{
 		out: o, gateway: f.gateway, address: f.gateway + "/" + name, log: logger, metrics: f.metrics, times: defaultTimes(),
-		pacer: newPacer(c.MaxRate),
+		pacer: newPacer(c.MaxRate), liveFirst: c.LiveFirst,
 	}
 	if o.drain.batching, err = newBatching(f.gateway, name, c.Batch); err != nil {
 		return nil, err

@@ -4,8 +4,6 @@ import (
 	"context"
 	"fmt"
 	"time"
-
-	"tidegate/forwarder/pipeline"
 )
 
 // This file is the second half of a stream: what becomes of what was sent.
@@ -135,7 +133,7 @@ func (s *stream) settleBurial(f *flight, err error) {
 // so only dead letters on their way to the disk are waited for then. It reports whether the link is lost.
 func (s *stream) finish(ctx context.Context) bool {
 	defer s.flushAcks()
-	s.current = [pipeline.Lanes]*lease{}
+	s.current = [tracks]*lease{}
 	s.forget()
 	var timer <-chan time.Time
 	stopping, losing := ctx.Done(), s.link.Lost()

@@ -15,8 +15,9 @@ import (
 type stream struct {
 	d       *drain
 	link    Link
-	feeds   [pipeline.Lanes]*feed
-	current [pipeline.Lanes]*lease
+	feeds   [tracks]*feed
+	current [tracks]*lease
+	live    *live // nil: records leave in order
 	window  window
 	answers *answers
 	spare   []answer
@@ -63,15 +64,17 @@ func (s *stream) run(ctx context.Context) ending {
 	settled := s.prepare(ctx)
 	readCtx, stop := context.WithCancel(ctx)
 	var readers sync.WaitGroup
-	for i, q := range s.d.out.queues {
-		f := newFeed(q, s.d.log)
-		s.feeds[i] = f
-		readers.Go(func() { f.run(readCtx) }) // ends with readCtx
+	s.open()
+	for _, f := range s.feeds {
+		if f != nil {
+			readers.Go(func() { f.run(readCtx) }) // ends with readCtx
+		}
 	}
 	for s.step(ctx) {
 	}
 	stop()
 	readers.Wait()
+	s.closeLive()
 	lost := s.finish(ctx)
 	e := ending{
 		lost: lost, verdict: s.verdict, why: s.why, delivered: s.delivered, reporting: s.pending,
@@ -82,6 +85,36 @@ func (s *stream) run(ctx context.Context) ending {
 	}
 	s.d.inFlight.Store(0)
 	return e
+}
+
+// open makes the readers of the lanes.
+func (s *stream) open() {
+	for i, q := range s.d.out.queues {
+		s.feeds[i] = newFeed(q, s.d.log)
+	}
+	if !s.d.liveFirst {
+		return
+	}
+	q := s.d.out.queues[pipeline.Normal]
+	batch := 0
+	if s.gather != nil {
+		batch = s.gather.maxMessages
+	}
+	v := newLive(q, batch)
+	s.live = v
+	s.feeds[pipeline.Normal].read = func(ctx context.Context, after buffer.Seq, l *lease) (buffer.Seq, error) {
+		return v.backlog.read(ctx, q, after, l)
+	}
+	f := newFeed(q, s.d.log)
+	f.read = v.front.read
+	f.failed = func() { v.failed.Store(true) }
+	s.feeds[trackLive] = f
+}
+
+func (s *stream) closeLive() {
+	if s.live != nil {
+		s.live.front.tail.Close()
+	}
 }
 
 // prepare waits, where a record is suspected, until the connection has shown that it works and has stood for a moment, so
@@ -140,10 +173,11 @@ func (s *stream) step(ctx context.Context) bool {
 			return s.sendReport(ctx, r)
 		}
 	}
+	s.freshen()
 	if s.gather != nil {
 		return s.stepBatch(ctx)
 	}
-	lane, ok := s.pick()
+	track, ok := s.pick()
 	if !ok {
 		s.flushAcks()
 		return s.wait(ctx)
@@ -153,7 +187,7 @@ func (s *stream) step(ctx context.Context) bool {
 			return s.idle(ctx, d)
 		}
 	}
-	return s.sendNext(ctx, lane)
+	return s.sendNext(ctx, track)
 }
 
 // idle keeps the next record back for d, or until there is something else to do.
@@ -179,18 +213,25 @@ func (s *stream) isLost() bool {
 	}
 }
 
-// pick chooses the lane whose record goes next: the urgent one as long as it has any.
-func (s *stream) pick() (pipeline.Lane, bool) {
-	for lane := pipeline.Lanes; lane > 0; {
-		lane--
-		if s.current[lane] != nil {
-			return lane, true
+// precedence is the order in which tracks may send.
+var precedence = [tracks]int{int(pipeline.Urgent), trackLive, int(pipeline.Normal)}
+
+// pick chooses the track whose record goes next: urgent ones as long as there are any, then fresh ones.
+func (s *stream) pick() (track int, ok bool) {
+	for _, t := range precedence {
+		f := s.feeds[t]
+		if f == nil || !s.allowed(t) || t == trackLive && s.turn() {
+			continue
 		}
-		select {
-		case l := <-s.feeds[lane].out:
-			s.current[lane] = l
-			return lane, true
-		default:
+		if s.current[t] == nil {
+			select {
+			case l := <-f.out:
+				s.take(t, l)
+			default:
+			}
+		}
+		if s.current[t] != nil {
+			return t, true
 		}
 	}
 	return 0, false
@@ -198,13 +239,12 @@ func (s *stream) pick() (pipeline.Lane, bool) {
 
 // wait sleeps until there is something to do.
 func (s *stream) wait(ctx context.Context) bool {
-	normal, urgent := s.feeds[pipeline.Normal].out, s.feeds[pipeline.Urgent].out
 	limited := s.limit > 0 && s.window.open >= s.limit
-	if s.current[pipeline.Normal] != nil || limited {
-		normal = nil
-	}
-	if s.current[pipeline.Urgent] != nil || limited {
-		urgent = nil
+	var in [tracks]chan *lease
+	for t, f := range s.feeds {
+		if f != nil && s.current[t] == nil && !limited {
+			in[t] = f.out
+		}
 	}
 	gaps := s.d.out.gaps.wake
 	if s.pending || s.careful {
@@ -222,10 +262,12 @@ func (s *stream) wait(ctx context.Context) bool {
 		due = t.C
 	}
 	select {
-	case l := <-urgent:
-		s.current[pipeline.Urgent] = l
-	case l := <-normal:
-		s.current[pipeline.Normal] = l
+	case l := <-in[pipeline.Urgent]:
+		s.take(int(pipeline.Urgent), l)
+	case l := <-in[trackLive]:
+		s.take(trackLive, l)
+	case l := <-in[pipeline.Normal]:
+		s.take(int(pipeline.Normal), l)
 	case <-s.answers.wake:
 	case <-gaps:
 	case <-timer:
@@ -236,27 +278,44 @@ func (s *stream) wait(ctx context.Context) bool {
 	return true
 }
 
-// sendNext sends the next record of a lane, or finds that it needs no sending.
-func (s *stream) sendNext(ctx context.Context, lane pipeline.Lane) bool {
-	l := s.current[lane]
+// laneOf is the lane of a track.
+func laneOf(track int) pipeline.Lane {
+	if track == trackLive {
+		return pipeline.Normal
+	}
+	return pipeline.Lane(track)
+}
+
+// sendNext sends the next record of a track, or finds that it needs no sending.
+func (s *stream) sendNext(ctx context.Context, track int) bool {
+	l := s.current[track]
 	rec := l.peek()
-	f := s.flight(lane, l, rec)
+	f := s.flight(track, l, rec)
+	if v := s.live; v != nil {
+		switch track {
+		case trackLive:
+			v.taken = rec.Seq
+			v.row++
+		case int(pipeline.Normal):
+			v.row = 0
+		}
+	}
 	more := s.dispatch(ctx, f, rec)
 	l.next++
 	if l.next == len(l.batch.Recs) {
-		s.current[lane] = nil
-		s.feeds[lane].release(l) // the reference for looking at it
+		s.current[track] = nil
+		l.feed.release(l) // the reference for looking at it
 	}
 	return more
 }
 
-func (s *stream) flight(lane pipeline.Lane, l *lease, rec *buffer.Rec) *flight {
+func (s *stream) flight(track int, l *lease, rec *buffer.Rec) *flight {
 	if len(s.slab) == 0 {
 		s.slab = make([]flight, 64)
 	}
 	f := &s.slab[0]
 	s.slab = s.slab[1:]
-	*f = flight{lane: lane, seq: rec.Seq, epoch: rec.Epoch, lease: l, rec: rec, data: rec.Data}
+	*f = flight{lane: laneOf(track), track: track, seq: rec.Seq, epoch: rec.Epoch, lease: l, rec: rec, data: rec.Data}
 	return f
 }
 
@@ -306,14 +365,26 @@ func (s *stream) dispatch(ctx context.Context, f *flight, rec *buffer.Rec) bool 
 // board puts f into the window, where it keeps its batch from being used again.
 func (s *stream) board(f *flight) {
 	f.lease.refs++
+	s.launch(f)
+}
+
+// launch puts f, whose batch is kept already, into the window.
+func (s *stream) launch(f *flight) {
 	s.window.add(f)
 	f.aboard = true
+	if s.live != nil && f.track == int(pipeline.Normal) {
+		f.sent = time.Now()
+		s.live.pace.sent()
+	}
 }
 
 // land takes f out of the window.
 func (s *stream) land(f *flight) {
+	if s.live != nil && f.track == int(pipeline.Normal) && !f.answered {
+		s.live.pace.answered(s.now.Sub(f.sent), s.now)
+	}
 	s.window.answer(f)
-	s.feeds[f.lane].release(f.lease)
+	f.lease.feed.release(f.lease)
 }
 
 // notTaken handles a record that the link did not take: a refusal is about the record, any other error about the link.

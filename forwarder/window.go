@@ -11,10 +11,12 @@ import (
 // flight is one message on its way to the cloud: a record, or a report of a gap.
 type flight struct {
 	lane     pipeline.Lane
+	track    int
 	seq      buffer.Seq
 	epoch    uint64
 	cell     *cell
 	received time.Time
+	sent     time.Time // where the pace of the backlog is measured
 	lease    *lease
 	rec      *buffer.Rec
 	data     []byte // the record, a part of the lease's memory
