@@ -304,8 +304,10 @@ func TestBacklogPace(t *testing.T) {
 		return sum / time.Duration(n), float64(worked) / float64(length)
 	}
 	for _, c := range []struct{ each, trip time.Duration }{
-		{40 * time.Microsecond, 200 * time.Microsecond}, {100 * time.Microsecond, 200 * time.Millisecond},
-		{2 * time.Millisecond, 5 * time.Millisecond}, {20 * time.Microsecond, time.Millisecond},
+		{40 * time.Microsecond, 200 * time.Microsecond},
+		{100 * time.Microsecond, 200 * time.Millisecond},
+		{2 * time.Millisecond, 5 * time.Millisecond},
+		{20 * time.Microsecond, time.Millisecond},
 	} {
 		run(c.each, c.trip, 30*time.Second) // finds it
 		mean, busy := run(c.each, c.trip, 30*time.Second)
