@@ -176,7 +176,8 @@ type Bound struct {
 	evicting string
 }
 
-// NewBound makes a bound of maxBytes, which counts the data and a little for each record. Queues join it by QueueOptions.
+// NewBound makes a bound of maxBytes, which counts what records take of the files, a part of it kept for files that are not full (see
+// reserve), and not less than their data and a little for each. Queues join it by QueueOptions.
 func (l *Log) NewBound(maxBytes int64, p Policy) *Bound {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -199,18 +200,30 @@ func (b *Bound) Used() (used, limit int64) {
 	return b.used + b.pending, b.limit()
 }
 
+// limit is how much may be used. It leaves room for the files that are not full: the segment being written, one kept ready, and the oldest
+// one, of which a part is done with.
 func (b *Bound) limit() int64 {
+	limit := b.max - b.reserve()
 	if b.ceiling > 0 {
-		return min(b.ceiling, b.max)
+		return min(b.ceiling, limit)
 	}
-	return b.max
+	return limit
+}
+
+// reserve is the share of this bound in two segments, at most a quarter of it.
+func (b *Bound) reserve() int64 {
+	var all int64
+	for _, o := range b.log.bounds {
+		all += o.max
+	}
+	return min(int64(float64(2*b.log.segmentSize())*(float64(b.max)/float64(all))), b.max/4)
 }
 
 // admit checks that need more bytes fit.
 func (b *Bound) admit() error {
-	switch limit := b.limit(); {
-	case b.need > b.max:
-		return fmt.Errorf("%d bytes, bound %d: %w", b.need, b.max, ErrTooLarge)
+	switch limit, most := b.limit(), b.max-b.reserve(); {
+	case b.need > most:
+		return fmt.Errorf("%d bytes, room for %d: %w", b.need, most, ErrTooLarge)
 	case b.used+b.pending+b.need <= limit:
 		return nil
 	case b.policy == Refuse:

@@ -205,4 +205,12 @@ func (f *frameBuilder) finish(v *vault, s *segment, off int64) ([]byte, error) {
 // last is the last position the frame takes.
 func (f *frameBuilder) last() Pos { return f.first + uint64(f.count) - 1 }
 
+// share is the part of total bytes of the disk that falls to records of size part among those of size whole.
+func share(total, part, whole int64) int64 {
+	if whole <= 0 {
+		return 0
+	}
+	return max(int64(float64(total)*(float64(part)/float64(whole))), 1)
+}
+
 func chargeOf(data []byte) int64 { return int64(len(data)) + recordOverhead }

@@ -94,6 +94,8 @@ type indexEntry struct {
 	// expires and newest are the largest of the records. They are not on disk: there the header of the frame has what holds for all its
 	// queues.
 	expires, newest int64
+	// charge is what the records are charged to their bound: their share of the frame, and not less than what they are.
+	charge int64
 	// key names the key that seals the records, 0 if none does. It is that of the section.
 	key uint32
 }

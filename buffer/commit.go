@@ -369,15 +369,16 @@ func (l *Log) publish(j job, seg *segment, off int64) {
 // publishEntry makes the records of one queue in a frame readable. Log.mu is held.
 func (l *Log) publishEntry(f *frameBuilder, i int, seg *segment, off, end int64) {
 	q, e := f.queues[i], f.entries[i]
+	raw := int64(e.bytes) + int64(e.count)*recordOverhead
+	e.charge = max(share(end-off, raw, f.charge), raw)
 	if f.kind == frameRelocated {
 		l.displace(q, e.first, e.last)
 	} else {
 		q.stored = e.last
 		q.times.last, q.times.newest = e.last, f.base
-		charge := int64(e.bytes) + int64(e.count)*recordOverhead
-		q.pending -= charge
+		q.pending -= raw
 		if q.bound != nil {
-			q.bound.pending -= charge
+			q.bound.pending -= raw
 		}
 		if q.gather == f {
 			q.gather = nil

@@ -7,8 +7,8 @@ import (
 	"github.com/klauspost/compress/zstd"
 )
 
-// Records of a frame are compressed together, once, before they are written; the index beside them is not. What is charged to a bound is
-// the records as they came, so that a bound means the same whatever the records look like: compressing spares the disk, not the bound.
+// Records of a frame are compressed together, once, before they are written; the index beside them is not. A bound is charged the records
+// as they came all the same, so that it holds as many whatever they look like: compressing spares the disk, not the bound.
 const (
 	codecNone = 0
 	codecZstd = 1 // RFC 8878

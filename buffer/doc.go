@@ -25,9 +25,9 @@
 //     sequences, except at the very end of a log that was not closed. There the epoch changes, so that epoch, queue and sequence
 //     still name one record. If the bad frame is the one with the latest acknowledgements, older ones count: records are read again,
 //     and records whose segment was given up since are counted as damaged although they were acknowledged.
-//   - The files take the sum of the bounds and about three segments more, where records are not much smaller than a hundred bytes each;
-//     single small records per commit carry a header of some eighty bytes until they are moved together. A Queue without
-//     Bound grows until the disk is full.
+//   - The files take the sum of the bounds and one segment more, where the bounds are at least thirty-two segments together; where they are
+//     smaller, up to three. A bound counts what records take of the files, and not less than their data and a little for each. A Queue
+//     without Bound grows until the disk is full.
 //   - On a full disk the bounds act as if they were full; what waits at that moment may fail with ErrFull or ErrFailed.
 //   - On a full disk DropOldest evicts a segment's worth at a time, the oldest that can be emptied and used again; what stands in the newest
 //     segment or beside records that may not be evicted stays, and appends are refused then.

@@ -21,7 +21,7 @@ func (l *Log) evictSome() (*Queue, cutting) {
 	for _, b := range l.bounds {
 		l.noteRoom(b)
 		// Not the lowered limit of a full disk: there only emptying a whole segment helps, see evictForSpace.
-		over := b.used + b.pending - b.max
+		over := b.used + b.pending - (b.max - b.reserve())
 		if over <= 0 || b.policy != DropOldest {
 			continue
 		}

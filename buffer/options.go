@@ -14,7 +14,7 @@ const (
 	maxSegmentBytes = 16 << 20
 	// frameBytes is where a gathering frame is closed: enough to make an fsync worthwhile, little enough to lose to one bad bit.
 	frameBytes = 1 << 20
-	// recordOverhead is charged to the bound for each record beside its data.
+	// recordOverhead is charged to the bound for each record beside its data, at least.
 	recordOverhead = 16
 )
 

@@ -193,7 +193,7 @@ func (l *Log) nameless(id uint64) *Queue {
 // relocating, and by writing again after a failed fsync.
 func (l *Log) restorePiece(q *Queue, s *segment, p piece) {
 	l.displace(q, p.first, p.last)
-	e := indexEntry{queue: p.queue, first: p.first, last: p.last, count: p.count, bytes: p.bytes - p.count*recordOverhead, key: p.key}
+	e := indexEntry{queue: p.queue, first: p.first, last: p.last, count: p.count, charge: int64(p.bytes), key: p.key}
 	l.addExtent(q, s, p.start, p.tail, p.end, e, p.expires, p.at)
 }
 

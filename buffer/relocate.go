@@ -113,7 +113,7 @@ func (l *Log) emptiest() *segment {
 		return nil
 	}
 	size := l.segmentSize()
-	files, limit := int64(0), 2*l.unbound+3*size
+	files, live, limit := int64(0), int64(0), 2*l.unbound+size
 	for _, b := range l.bounds {
 		limit += b.max
 	}
@@ -121,6 +121,7 @@ func (l *Log) emptiest() *segment {
 	var best, oldestSmall *segment
 	for _, s := range l.segments {
 		files += s.size
+		live += s.bytes
 		if s == l.active || s.dying || s.stuck() || s.live == 0 {
 			continue
 		}
@@ -135,6 +136,9 @@ func (l *Log) emptiest() *segment {
 	}
 	for _, sp := range l.spares {
 		files += sp.size
+	}
+	if live < files/2 {
+		limit = max(limit-3*size, 4*size) // most of it is not needed: in time, so that the bound holds meanwhile
 	}
 	switch {
 	case small > crowded:

@@ -18,11 +18,33 @@ func (l *Log) segmentFor(n int) (*segment, error) {
 		if s.end+int64(n)+endMarkLen+sealReserve(s.size) <= s.limit() {
 			return s, nil
 		}
+		l.chargeWhole(s)
 		if err := l.seal(s, l.time.now()); err != nil {
 			return nil, err
 		}
 	}
 	return l.newSegment(n)
+}
+
+// chargeWhole charges the whole file of a segment that is full to the records in it, what stays empty at its end included, so that the
+// bounds hold for what the disk has to give.
+func (l *Log) chargeWhole(s *segment) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	sum := int64(0)
+	for _, e := range s.extents {
+		sum += e.bytes
+	}
+	if sum >= s.size {
+		return // they are compressed
+	}
+	for _, e := range s.extents {
+		before := e.liveBytes()
+		e.bytes = share(s.size, e.bytes, sum)
+		if e.live > 0 {
+			l.addLive(e, 0, e.liveBytes()-before)
+		}
+	}
 }
 
 // sealReserve is kept free at the end of a segment for its seal frame.

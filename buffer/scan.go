@@ -98,6 +98,7 @@ func scan(w *window, s *segment, limit int64, visit func(h frameHeader, off int6
 func (out *scanned) take(h frameHeader, off int64, body []byte, s *segment) error {
 	var pieces []piece
 	var updates []update
+	raw := uint64(0)
 	for range h.sections {
 		sec, rest, err := nextSection(body)
 		if err != nil {
@@ -119,6 +120,7 @@ func (out *scanned) take(h frameHeader, off int64, body []byte, s *segment) erro
 					queue: e.queue, first: e.first, last: e.last, start: off, end: off + h.total(),
 					count: e.count, bytes: e.bytes + e.count*recordOverhead, expires: expires,
 				}})
+				raw += e.bytes + e.count*recordOverhead
 			}
 		case sectionQueues, sectionCursors:
 			nextID, states, err := decodeQueueStates(sec)
@@ -130,6 +132,9 @@ func (out *scanned) take(h frameHeader, off int64, body []byte, s *segment) erro
 	}
 	if len(body) != 0 {
 		return fmt.Errorf("sections: %w", errBadContent)
+	}
+	for i := range pieces {
+		pieces[i].bytes = max(uint64(share(h.total(), int64(pieces[i].bytes), int64(raw))), pieces[i].bytes)
 	}
 	out.latest = max(out.latest, h.base)
 	out.pieces = append(out.pieces, pieces...)

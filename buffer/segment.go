@@ -120,7 +120,7 @@ func (l *Log) checkDead(s *segment) {
 // the same file, with all its frames before these and not yet large, but never across a hole: an extent must not claim what it does not
 // hold, as a crash can bring back what was acknowledged. tail is where the last frame begins, or end if that is not known.
 func (l *Log) addExtent(q *Queue, s *segment, start, tail, end int64, e indexEntry, expires, at int64) {
-	charge := int64(e.bytes) + int64(e.count)*recordOverhead
+	charge := e.charge
 	i := q.search(e.first)
 	if i > 0 {
 		p := q.extents[i-1]

@@ -16,7 +16,7 @@ type spare struct {
 }
 
 const (
-	maxSpares = 2
+	maxSpares = 1
 	tmpSuffix = ".tmp"
 	// spareRetry is how long the filler waits after the disk refused.
 	spareRetry = 10 * time.Second
