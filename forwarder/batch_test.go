@@ -494,7 +494,9 @@ func TestBatchAtTheStop(t *testing.T) {
 // TestBatchesInFlightAreBounded: a cloud that does not answer does not fill the memory.
 func TestBatchesInFlightAreBounded(t *testing.T) {
 	var answers atomic.Bool
-	decide := func(_ *fakeCloud, _ int, m message.Message, _ Identity) act { return act{take: true, silent: !answers.Load()} }
+	decide := func(_ *fakeCloud, _ int, m message.Message, _ Identity) act {
+		return act{take: true, silent: !answers.Load()}
+	}
 	inBubble(t, batchConfig(nil, func(b *config.Batch) { b.Compress = "none" }), decide, func(r *rig, c *fakeCloud) {
 		for i := range 1000 {
 			r.send("a", strconv.Itoa(i+1)+" "+strings.Repeat("x", 3000))
