@@ -184,7 +184,7 @@ func (f *Forwarder) newOutput(index int, name string, c config.Uplink, link Upli
 	}
 	o.gaps.settle(o.lanes[:])
 	o.dead = &deadLetters{log: f.log, logger: logger, evicted: f.metrics.deadLost.WithLabelValues(name)}
-	if err := o.dead.open("dead/" + name); err != nil {
+	if err := o.dead.open(deadName(name)); err != nil {
 		return nil, err
 	}
 	o.drain = &drain{

@@ -213,6 +213,21 @@ func (c *tally) requireSound(t testing.TB) {
 	}
 }
 
+// identities returns how many different tg-id arrived.
+func (c *tally) identities() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.ids)
+}
+
+// saw reports whether a tg-id arrived.
+func (c *tally) saw(id string) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	_, ok := c.ids[id]
+	return ok
+}
+
 // consumer is an application behind the cloud broker, over MQTT 5 with a session that the broker keeps. It reconnects for
 // ever.
 type consumer struct {
