@@ -3,8 +3,9 @@
 // The first half is Ingest (ingest.go): routes make copies of a message (package pipeline), and the copies are appended to
 // the buffer. The second half is one drain per uplink (drain.go, one pass over a connection in stream.go): it reads what
 // is on disk, sends it in order, and lets go of a record when the cloud acknowledged that very record. The halves meet only
-// at the disk. What the cloud refuses goes to the dead letters (deadletter.go, suspect.go), what will never come is announced
-// (gaps.go), and every copy is accounted for (ledger.go). Commands of the cloud take the way back (commands.go).
+// at the disk. Where an uplink has batches, many records leave together (batch.go). What the cloud refuses goes to the dead
+// letters (deadletter.go, suspect.go; resend.go sends them again), what will never come is announced (gaps.go), and every copy
+// is accounted for (ledger.go). Commands of the cloud take the way back (commands.go).
 //
 // The package knows no MQTT client: uplink.go declares what it needs of one. Start reading at Forwarder.
 package forwarder

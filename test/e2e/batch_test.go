@@ -141,3 +141,35 @@ func TestBatchDecoders(t *testing.T) {
 	requireDelivered(t, g, "cloud", n)
 	g.stop()
 }
+
+// TestBatchMemory: the gateway stays small while a backlog drains in batches as fast as the cloud takes them.
+func TestBatchMemory(t *testing.T) {
+	const n, bound = 60_000, 60 * 1000 * 1000 / 1024 // KiB
+	c := startCloud(t, "max_inflight_messages 0")
+	line := newProxy(t, c.addr())
+	line.cut()
+	g := newGateway(t, plantUp, uplinkTo("cloud", line.url(), "5", "  batch = {}"))
+	far := consume(t, c.addr(), "application", "tidegate/+/uplink/+/batch")
+	g.start()
+	d := &device{name: "dev", topic: "plant/dev", version: "5", qos: 1, window: 200, pad: 300, addr: g.here}
+	d.start(t).finish(t, n, 120*time.Second)
+	taking := residentKiB(t, g)
+	most := 0
+	watch := func() bool {
+		most = max(most, residentKiB(t, g))
+		return g.uplink("cloud").Records == 0
+	}
+	line.mend()
+	g.requireConnected("cloud")
+	begin := time.Now()
+	waitFor(t, 120*time.Second, "the backlog to drain", watch)
+	took := time.Since(begin)
+	far.requireAll(t, d.topic, n, 60*time.Second)
+	g.requireDrained("cloud", soon)
+	t.Logf("%d messages in %d batches, drained in %v; resident memory %.1f MiB when they were taken in, %.1f MiB at most while they drained; the bound is 60 MB",
+		n, far.batches.Load(), took.Round(10*time.Millisecond), float64(taking)/1024, float64(most)/1024)
+	if most > bound {
+		t.Errorf("resident memory reached %d KiB", most)
+	}
+	g.stop()
+}
