@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"tidegate/config"
 	"tidegate/forwarder/pipeline"
 	"tidegate/message"
@@ -37,6 +39,8 @@ type batching struct {
 	maxDelay               time.Duration
 	encoder                *envelope.Encoder
 
+	batches, bytes prometheus.Counter // sent
+
 	text  []byte    // of the batch that is being sent
 	spare []*parcel // to be used again
 
@@ -45,7 +49,7 @@ type batching struct {
 	shrunk time.Time
 }
 
-func newBatching(gateway, uplink string, c *config.Batch) (*batching, error) {
+func newBatching(gateway, uplink string, c *config.Batch, m *metrics) (*batching, error) {
 	if c == nil {
 		return nil, nil
 	}
@@ -59,6 +63,7 @@ func newBatching(gateway, uplink string, c *config.Batch) (*batching, error) {
 	}
 	return &batching{
 		gateway: gateway, uplink: uplink, topic: c.Topic, encoder: e,
+		batches: m.batches.WithLabelValues(uplink), bytes: m.batchBytes.WithLabelValues(uplink),
 		maxMessages: max(c.MaxMessages, 1), maxText: int(c.MaxBytes), small: int(c.MaxBytes), maxDelay: c.MaxDelay.D(),
 	}, nil
 }
@@ -251,6 +256,8 @@ func (s *stream) ship(ctx context.Context, p *parcel) bool {
 	switch {
 	case err == nil:
 		s.d.pacer.sent(n, len(g.topic)+len(m.Payload))
+		g.batches.Inc()
+		g.bytes.Add(float64(len(m.Payload)))
 		s.d.inFlight.Store(int64(s.window.open))
 	case judge(err) != gone:
 		s.answers.put(answer, err)

@@ -192,7 +192,7 @@ func (f *Forwarder) newOutput(index int, name string, c config.Uplink, link Upli
 		out: o, gateway: f.gateway, address: f.gateway + "/" + name, log: logger, metrics: f.metrics, times: defaultTimes(),
 		pacer: newPacer(c.MaxRate),
 	}
-	if o.drain.batching, err = newBatching(f.gateway, name, c.Batch); err != nil {
+	if o.drain.batching, err = newBatching(f.gateway, name, c.Batch, f.metrics); err != nil {
 		return nil, err
 	}
 	return o, nil

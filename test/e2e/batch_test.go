@@ -102,6 +102,9 @@ func TestBatchOutage(t *testing.T) {
 	if b := far.batches.Load(); b != n/100 {
 		t.Errorf("%d batches for a backlog of %d", b, n)
 	}
+	if m := g.metrics(); m.sum("tidegate_uplink_batches_total", "uplink=cloud") != n/100 || m.sum("tidegate_uplink_batch_bytes_total") == 0 {
+		t.Errorf("the metrics count %v batches", m.sum("tidegate_uplink_batches_total"))
+	}
 	g.stop()
 }
 
@@ -172,4 +175,36 @@ func TestBatchMemory(t *testing.T) {
 		t.Errorf("resident memory reached %d KiB", most)
 	}
 	g.stop()
+}
+
+// TestBatchTooLargeForMosquitto: a broker that takes less than a batch tells over MQTT 5, and closes the connection over 3.1.1.
+// Batches become smaller, everything arrives in order, and the one message that is too large itself is a dead letter; over
+// 3.1.1 finding that one takes a while and is left out.
+func TestBatchTooLargeForMosquitto(t *testing.T) {
+	for _, protocol := range []string{"5", "3.1.1"} {
+		t.Run(protocol, func(t *testing.T) {
+			const n = 400
+			c := startCloud(t, "max_packet_size 12000")
+			line := newProxy(t, c.addr())
+			line.cut()
+			g := newGateway(t, plantUp, uplinkTo("cloud", line.url(), protocol, `  batch = { compress = "none" }`))
+			far := consume(t, c.addr(), "application", "tidegate/+/uplink/+/batch")
+			g.start()
+			publishLines(t, g.addr(devices), "5", "dev", "plant/dev", 1, 1, n/2)
+			dead := 0.0
+			if protocol == "5" {
+				publish(t, g.addr(devices), "-q", "1", "-t", "plant/large", "-m", strings.Repeat("x", 15000))
+				dead = 1
+			}
+			publishLines(t, g.addr(devices), "5", "dev", "plant/dev", 1, 1+n/2, n/2)
+			line.mend()
+			far.requireAll(t, "plant/dev", n, 120*time.Second)
+			g.requireDrained("cloud", 120*time.Second)
+			if places := g.metrics().places("cloud"); places["delivered"] != n || places["dead"] != dead {
+				t.Errorf("ledger: %s", ledgerText(places))
+			}
+			t.Logf("%d batches over %d connections", far.batches.Load(), line.connections())
+			g.stop()
+		})
+	}
 }
