@@ -2,9 +2,10 @@ package forwarder
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
 
 	"tidegate/config"
 	"tidegate/forwarder/pipeline"
@@ -20,9 +21,6 @@ import (
 // A batch leaves when it is full, or when the lane has nothing more at hand and its oldest member has waited for max_delay.
 // The urgent lane does not wait: its batch leaves as soon as nothing more of it is at hand. So a backlog fills batches
 // without delay, and an urgent record is held back by no other lane.
-
-// waryFor is how many batches must be taken after a refused one before several are in flight again.
-const waryFor = 16
 
 // maxFlying bounds the text and the packed bytes of all batches in flight of one uplink, which stay in memory until they are
 // answered: one of them may be larger.
@@ -41,11 +39,17 @@ type batching struct {
 	maxDelay               time.Duration
 	encoder                *envelope.Encoder
 
+	batches, bytes prometheus.Counter // sent
+
 	text  []byte    // of the batch that is being sent
 	spare []*parcel // to be used again
+
+	// small bounds the text where the broker has no words for "too large", see shrink; else it is maxText.
+	small  int
+	shrunk time.Time
 }
 
-func newBatching(gateway, uplink string, c *config.Batch) (*batching, error) {
+func newBatching(gateway, uplink string, c *config.Batch, m *metrics) (*batching, error) {
 	if c == nil {
 		return nil, nil
 	}
@@ -59,7 +63,8 @@ func newBatching(gateway, uplink string, c *config.Batch) (*batching, error) {
 	}
 	return &batching{
 		gateway: gateway, uplink: uplink, topic: c.Topic, encoder: e,
-		maxMessages: max(c.MaxMessages, 1), maxText: int(c.MaxBytes), maxDelay: c.MaxDelay.D(),
+		batches: m.batches.WithLabelValues(uplink), bytes: m.batchBytes.WithLabelValues(uplink),
+		maxMessages: max(c.MaxMessages, 1), maxText: int(c.MaxBytes), small: int(c.MaxBytes), maxDelay: c.MaxDelay.D(),
 	}, nil
 }
 
@@ -68,7 +73,10 @@ func (b *batching) pass() *gathering {
 	if b == nil {
 		return nil
 	}
-	return &gathering{batching: b, limit: b.maxText}
+	if b.small < b.maxText && time.Since(b.shrunk) >= regrow {
+		b.small, b.shrunk = min(2*b.small, b.maxText), time.Now()
+	}
+	return &gathering{batching: b, limit: b.small}
 }
 
 // parcel is one batch.
@@ -209,18 +217,6 @@ func (s *stream) stepBatch(ctx context.Context) bool {
 	return s.ship(ctx, p)
 }
 
-// stepPiece sends the next part of a batch that was refused, or waits for the answer to the last one.
-func (s *stream) stepPiece(ctx context.Context) bool {
-	g := s.gather
-	if g.trying {
-		return s.idle(ctx, time.Hour)
-	}
-	p := g.pieces[0]
-	g.pieces = g.pieces[1:]
-	g.trying = true
-	return s.ship(ctx, p)
-}
-
 // ship sends a batch.
 func (s *stream) ship(ctx context.Context, p *parcel) bool {
 	g := s.gather
@@ -244,6 +240,9 @@ func (s *stream) ship(ctx context.Context, p *parcel) bool {
 	if s.careful {
 		s.sent = time.Now()
 	}
+	if len(p.members) > 1 {
+		p.members[0].batched = p.text(0, 0)
+	}
 	p.size = len(p.lines) + len(p.payload)
 	g.flying += p.size
 	m := message.Message{
@@ -256,6 +255,8 @@ func (s *stream) ship(ctx context.Context, p *parcel) bool {
 	switch {
 	case err == nil:
 		s.d.pacer.sent(n, len(g.topic)+len(m.Payload))
+		g.batches.Inc()
+		g.bytes.Add(float64(len(m.Payload)))
 		s.d.inFlight.Store(int64(s.window.open))
 	case judge(err) != gone:
 		s.answers.put(answer, err)
@@ -322,65 +323,6 @@ func (g *gathering) answered(p *parcel) {
 	p.size = 0
 	if p.piece {
 		g.trying = false
-	}
-}
-
-// settleParcel handles the answer to a batch, which is the answer to each of its members.
-func (s *stream) settleParcel(p *parcel, err error) {
-	s.gather.answered(p)
-	switch v := judgeBatch(err); v {
-	case accepted:
-		for _, f := range p.members {
-			s.done(f, placeDelivered)
-		}
-		s.gather.wary = max(s.gather.wary-1, 0)
-		s.gather.recycle(p)
-	case rejected:
-		s.divide(p, err)
-	case gone:
-		s.broken = true // as for a single record
-	default:
-		s.landAll(p)
-		s.end(v, err)
-	}
-}
-
-// judgeBatch is judge for a batch. Its topic is that of the uplink and not that of a record: where the cloud does not like
-// it, that is a mistake of the configuration, and must not empty the buffer into the dead letters.
-func judgeBatch(err error) verdict {
-	var refusal Refusal
-	if errors.As(err, &refusal) && refusal.Code() == codeTopicInvalid {
-		return forbidden
-	}
-	return judge(err)
-}
-
-// divide handles a batch that the cloud refused for what is in it, or for its size: it is sent again in halves, down to the
-// record that is to blame, which becomes a dead letter.
-func (s *stream) divide(p *parcel, err error) {
-	g, n := s.gather, len(p.members)
-	g.wary = waryFor
-	var refusal Refusal
-	if errors.As(err, &refusal) && refusal.Code() == codePacketTooLarge {
-		if n > 1 {
-			g.limit = min(g.limit, max(p.text(0, 0)/2, 1<<10))
-		} else {
-			g.limit = g.maxText // it was this record
-		}
-	}
-	switch {
-	case n == 1:
-		f := p.members[0]
-		s.d.log.Warn("the cloud refused a record; it is now a dead letter", "lane", f.lane.String(), "seq", uint64(f.seq), "err", err)
-		s.bury(f, err.Error())
-		g.recycle(p)
-	case g.over:
-		s.landAll(p)
-	default:
-		s.d.log.Info("the cloud refused a batch; its records are tried in smaller ones", "lane", p.lane.String(), "records", n, "err", err)
-		first := &parcel{lane: p.lane, members: p.members[: n/2 : n/2], lines: p.lines, qos: p.qos, piece: true}
-		second := &parcel{lane: p.lane, members: p.members[n/2:], lines: p.lines, qos: p.qos, piece: true}
-		g.pieces = append([]*parcel{first, second}, g.pieces...)
 	}
 }
 

@@ -232,26 +232,27 @@ func TestUrgentIsNotHeldBack(t *testing.T) {
 func TestBatchesOverLostLinks(t *testing.T) {
 	var n atomic.Int64
 	decide := func(_ *fakeCloud, _ int, m message.Message, _ Identity) act {
-		switch n.Add(1) % 7 {
-		case 3:
+		switch k := n.Add(1); {
+		case k%7 == 3:
 			return act{cut: true, take: true, byPeer: true} // it came, its acknowledgement did not
-		case 5:
+		case k%7 == 5:
 			return act{cut: true}
+		case k%4 == 0:
+			return act{take: true, delay: 30 * time.Millisecond}
 		}
-		return act{take: true, delay: 30 * time.Millisecond}
+		return ack
 	}
 	inBubble(t, batchConfig(nil, func(b *config.Batch) { b.MaxMessages = 7 }), decide, func(r *rig, c *fakeCloud) {
-		c.window = 4
 		for i := range 500 {
 			r.send("a", strconv.Itoa(i+1))
 		}
-		waitEmpty(r, 10*time.Minute)
+		took := waitEmpty(r, 10*time.Minute)
 		got, _ := unpack(t, c.arrivals())
 		d := checkOrder(t, got, map[string]int{"dev a": 500})
 		if e := r.entry("all", "cloud"); d == 0 || e.Places["delivered"] != 500 {
 			t.Errorf("%d duplicates; ledger: %v", d, e.Places)
 		}
-		t.Logf("%d connections, %d duplicates", c.links, d)
+		t.Logf("%d connections, %d duplicates, %v", c.links, d, took)
 	})
 }
 
@@ -269,17 +270,17 @@ func TestBatchRefusedForNow(t *testing.T) {
 		}
 		inBubble(t, batchConfig(nil, nil), decide, func(r *rig, c *fakeCloud) {
 			opens = time.Now().Add(10 * time.Minute)
-			for i := range 1000 {
+			for i := range 300 {
 				r.send("a", strconv.Itoa(i+1))
 			}
 			time.Sleep(5 * time.Minute)
-			if s := r.f.Status()[0]; !strings.Contains(s.LastError, "pauses") || s.InFlight != 0 || s.Records != 1000 {
+			if s := r.f.Status()[0]; !strings.Contains(s.LastError, "pauses") || s.InFlight != 0 || s.Records != 300 {
 				t.Errorf("%#x: %+v", code, s)
 			}
 			waitEmpty(r, 30*time.Minute)
 			got, _ := unpack(t, c.arrivals())
-			checkOrder(t, got, map[string]int{"dev a": 1000})
-			if e := r.entry("all", "cloud"); e.Places["delivered"] != 1000 || c.links != 1 || tries > 100 {
+			checkOrder(t, got, map[string]int{"dev a": 300})
+			if e := r.entry("all", "cloud"); e.Places["delivered"] != 300 || c.links != 1 || tries > 100 {
 				t.Errorf("%#x: %v, %d connections, %d tries", code, e.Places, c.links, tries)
 			}
 		})
@@ -349,6 +350,35 @@ func TestBatchTooLargeForTheBroker(t *testing.T) {
 			t.Errorf("%v", e.Places)
 		}
 		t.Logf("%d batches, %d refused", len(sizes), refused)
+	})
+}
+
+// TestBatchTooLargeForABrokerWithoutWords: over 3.1.1 it closes the connection over a batch that is too large. Batches become
+// smaller, and nothing becomes a dead letter.
+func TestBatchTooLargeForABrokerWithoutWords(t *testing.T) {
+	const most = 9000
+	decide := func(_ *fakeCloud, _ int, m message.Message, _ Identity) act {
+		if len(m.Payload) > most {
+			return act{cut: true, byPeer: true}
+		}
+		return ack
+	}
+	inBubble(t, batchConfig(nil, func(b *config.Batch) { b.Compress = "none" }), decide, func(r *rig, c *fakeCloud) {
+		c.setOffline(true)
+		for i := range 2000 {
+			r.send("a", strconv.Itoa(i+1))
+		}
+		c.setOffline(false)
+		waitEmpty(r, time.Hour)
+		got, sizes := unpack(t, c.arrivals())
+		checkOrder(t, got, map[string]int{"dev a": 2000})
+		if e := r.entry("all", "cloud"); e.Places["delivered"] != 2000 {
+			t.Errorf("ledger: %v", e.Places)
+		}
+		if c.links > 20 {
+			t.Errorf("%d connections", c.links)
+		}
+		t.Logf("%d batches over %d connections", len(sizes), c.links)
 	})
 }
 
@@ -494,10 +524,12 @@ func TestBatchAtTheStop(t *testing.T) {
 
 // TestBatchesInFlightAreBounded: a cloud that does not answer does not fill the memory.
 func TestBatchesInFlightAreBounded(t *testing.T) {
-	silent := true
-	decide := func(_ *fakeCloud, _ int, m message.Message, _ Identity) act { return act{take: true, silent: silent} }
+	var answers atomic.Bool
+	decide := func(_ *fakeCloud, _ int, m message.Message, _ Identity) act {
+		return act{take: true, silent: !answers.Load()}
+	}
 	inBubble(t, batchConfig(nil, func(b *config.Batch) { b.Compress = "none" }), decide, func(r *rig, c *fakeCloud) {
-		for i := range 3000 {
+		for i := range 1000 {
 			r.send("a", strconv.Itoa(i+1)+" "+strings.Repeat("x", 3000))
 		}
 		time.Sleep(10 * time.Second)
@@ -508,10 +540,10 @@ func TestBatchesInFlightAreBounded(t *testing.T) {
 		if total > maxFlying+512<<10 || total < maxFlying/2 {
 			t.Errorf("%d bytes in flight", total)
 		}
-		silent = false
+		answers.Store(true)
 		c.drop(false)
 		waitEmpty(r, time.Minute)
 		got, _ := unpack(t, c.arrivals())
-		checkOrder(t, got, map[string]int{"dev a": 3000})
+		checkOrder(t, got, map[string]int{"dev a": 1000})
 	})
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -15,12 +16,16 @@ import (
 const deadBytes = 16 << 20
 
 // deadLetters keeps the records that can never be sent, with the reason, for a person to look at: those that the cloud
-// refuses for what they are, and those whose resulting topic is no topic name.
+// refuses for what they are, and those whose resulting topic is no topic name. They go when they are sent again or discarded
+// (resend.go), or pushed out by newer ones, which is counted.
 type deadLetters struct {
 	log     *buffer.Log
 	queue   *buffer.Queue
 	logger  *slog.Logger
 	evicted prometheus.Counter
+	top     buffer.Seq // the last one that was there at the start
+
+	resending sync.Mutex
 }
 
 // open declares the queue.
@@ -33,8 +38,11 @@ func (d *deadLetters) open(name string) error {
 			}
 		},
 	})
-	d.queue = q
-	return err
+	if err != nil {
+		return err
+	}
+	d.queue, d.top = q, q.Stats().Next-1
+	return nil
 }
 
 // record makes the buffer's record of a dead letter, built at the end of b.

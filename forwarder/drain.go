@@ -115,6 +115,9 @@ func (d *drain) afterLoss(ctx context.Context, link Link, e ending) {
 		return
 	}
 	d.suspect.closed(e.oldest, e.evidence && !e.reporting)
+	if e.batched > 0 && d.suspect.closes == suspectCloses {
+		d.batching.shrink(e.batched)
+	}
 	if !d.suspect.condemned(e.oldest) {
 		return
 	}

@@ -3,8 +3,9 @@
 // The first half is Ingest (ingest.go): routes make copies of a message (package pipeline), and the copies are appended to
 // the buffer. The second half is one drain per uplink (drain.go, one pass over a connection in stream.go): it reads what
 // is on disk, sends it in order, and lets go of a record when the cloud acknowledged that very record. The halves meet only
-// at the disk. What the cloud refuses goes to the dead letters (deadletter.go, suspect.go), what will never come is announced
-// (gaps.go), and every copy is accounted for (ledger.go). Commands of the cloud take the way back (commands.go).
+// at the disk. Where an uplink has batches, many records leave together (batch.go). What the cloud refuses goes to the dead
+// letters (deadletter.go, suspect.go; resend.go sends them again), what will never come is announced (gaps.go), and every copy
+// is accounted for (ledger.go). Commands of the cloud take the way back (commands.go).
 //
 // The package knows no MQTT client: uplink.go declares what it needs of one. Start reading at Forwarder.
 package forwarder
@@ -184,14 +185,14 @@ func (f *Forwarder) newOutput(index int, name string, c config.Uplink, link Upli
 	}
 	o.gaps.settle(o.lanes[:])
 	o.dead = &deadLetters{log: f.log, logger: logger, evicted: f.metrics.deadLost.WithLabelValues(name)}
-	if err := o.dead.open("dead/" + name); err != nil {
+	if err := o.dead.open(deadName(name)); err != nil {
 		return nil, err
 	}
 	o.drain = &drain{
 		out: o, gateway: f.gateway, address: f.gateway + "/" + name, log: logger, metrics: f.metrics, times: defaultTimes(),
 		pacer: newPacer(c.MaxRate), liveFirst: c.LiveFirst,
 	}
-	if o.drain.batching, err = newBatching(f.gateway, name, c.Batch); err != nil {
+	if o.drain.batching, err = newBatching(f.gateway, name, c.Batch, f.metrics); err != nil {
 		return nil, err
 	}
 	return o, nil

@@ -14,6 +14,8 @@ type metrics struct {
 	paused   *prometheus.CounterVec
 	gapsLost *prometheus.CounterVec
 	deadLost *prometheus.CounterVec
+
+	batches, batchBytes *prometheus.CounterVec
 }
 
 func newMetrics(reg prometheus.Registerer, l *ledger) (*metrics, error) {
@@ -41,6 +43,12 @@ func newMetrics(reg prometheus.Registerer, l *ledger) (*metrics, error) {
 		}, []string{"uplink", "reason"}),
 		gapsLost: f.NewCounterVec(prometheus.CounterOpts{
 			Name: "tidegate_gap_reports_dropped_total", Help: "Gaps that could not be announced because too many waited.",
+		}, []string{"uplink"}),
+		batches: f.NewCounterVec(prometheus.CounterOpts{
+			Name: "tidegate_uplink_batches_total", Help: "Batches sent, those sent again included.",
+		}, []string{"uplink"}),
+		batchBytes: f.NewCounterVec(prometheus.CounterOpts{
+			Name: "tidegate_uplink_batch_bytes_total", Help: "Bytes of the batches sent, as they were sent.",
 		}, []string{"uplink"}),
 		deadLost: f.NewCounterVec(prometheus.CounterOpts{
 			Name: "tidegate_dead_letters_evicted_total", Help: "Dead letters that newer ones pushed out.",

@@ -18,7 +18,7 @@ type UplinkStatus struct {
 	OldestS   float64 `json:"oldest_s"` // age of the oldest record in the buffer
 	Delivered uint64  `json:"delivered"`
 	Evicted   uint64  `json:"evicted"`
-	Dead      uint64  `json:"dead"`
+	Dead      uint64  `json:"dead"` // dead letters kept
 	// LastError is the alarm while sending pauses, else the connection's last error.
 	LastError string `json:"last_error"`
 }
@@ -39,7 +39,7 @@ func (o *output) status(l *ledger, now time.Time) UplinkStatus {
 		InFlight:  o.drain.inFlight.Load(),
 		Delivered: l.total(o.index, placeDelivered),
 		Evicted:   l.total(o.index, placeEvicted),
-		Dead:      l.total(o.index, placeDead),
+		Dead:      o.dead.queue.Stats().Records,
 	}
 	if alarm := o.drain.alarmText(); alarm != "" {
 		s.LastError = alarm

@@ -48,6 +48,7 @@ type ending struct {
 	// oldest is the first record that got no answer. evidence: the connection had shown that it works, and was lost soon
 	// after this record was sent with nothing else in flight.
 	oldest    recordKey
+	batched   int // how much text was in flight with it, in one batch of several
 	evidence  bool
 	reporting bool // a gap report was in flight
 	delivered int
@@ -81,7 +82,7 @@ func (s *stream) run(ctx context.Context) ending {
 		evidence: settled && s.window.open == 1 && time.Since(s.sent) <= s.d.times.atOnce,
 	}
 	if f := s.window.oldest(); f != nil && f.report == nil && !f.burying {
-		e.oldest = recordKey{f.lane, f.seq}
+		e.oldest, e.batched = recordKey{f.lane, f.seq}, f.batched
 	}
 	s.d.inFlight.Store(0)
 	return e

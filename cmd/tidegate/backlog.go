@@ -64,6 +64,7 @@ func timeOrNull(t time.Time) *time.Time {
 type selection struct {
 	uplink, lane string
 	dead         bool // the dead letters instead of the lanes
+	letters      forwarder.DeadSelection
 }
 
 // pick returns the selected queues by name. It is an error when uplink names none.
@@ -187,6 +188,38 @@ func purgeQueues(l *buffer.Log, s selection, giveUp func(*buffer.Queue) (uint64,
 		n, e := giveUp(q)
 		rows = append(rows, purgedRow{uplink, lane, n})
 		err = errors.Join(err, e)
+	}
+	return rows, err
+}
+
+// deadRow says what became of the dead letters of one uplink.
+type deadRow struct {
+	Uplink  string `json:"uplink"`
+	Letters uint64 `json:"letters"`       // resent or discarded
+	Kept    uint64 `json:"kept"`          // cannot be sent
+	Why     string `json:"why,omitempty"` // of the first one that is kept
+}
+
+// eachDead does something with the selected dead letters of every uplink that has some. Rows tell what was done, also where an
+// error ended it.
+func eachDead(l *buffer.Log, s selection, do func(uplink string, q *buffer.Queue) (forwarder.DeadResult, error)) ([]deadRow, error) {
+	queues, err := s.pick(l)
+	rows := []deadRow{}
+	var found uint64
+	for _, q := range queues {
+		uplink, _, _ := metrics.SplitQueue(q.Name())
+		if q.Stats().Records == 0 {
+			continue
+		}
+		r, e := do(uplink, q)
+		rows = append(rows, deadRow{uplink, r.Done, r.Kept, r.Why})
+		found += r.Done + r.Kept
+		if e != nil {
+			err = errors.Join(err, fmt.Errorf("uplink %s, behind %d dead letters: %w", uplink, r.Done, e))
+		}
+	}
+	if err == nil && found == 0 && s.letters != (forwarder.DeadSelection{}) {
+		err = errors.New("no dead letter is the one that was named; tidegate buffer dead ls lists them")
 	}
 	return rows, err
 }

@@ -32,7 +32,7 @@ func bufferCommands() []bufferCommand {
 		{"verify", "[--json] [--config FILE]", bufferVerify},
 		{"export", "[--uplink NAME] [--lane LANE] [--config FILE]", bufferExport},
 		{"purge", "--yes [--uplink NAME] [--lane LANE] [--config FILE]", bufferPurge},
-		{"dead", "ls [--uplink NAME] [--config FILE]", bufferDead},
+		{"dead", "ls [--uplink NAME] | resend [--uplink NAME] [--id ID] [--seq SEQ] | discard --yes [--uplink NAME] [--id ID] [--seq SEQ] [--config FILE]", bufferDead},
 	}
 }
 
@@ -76,6 +76,10 @@ func parseBuffer(std stdio, name, synopsis string, args []string, has ...string)
 			fs.StringVar(&f.sel.uplink, h, "", "only this uplink's; `NAME` may be of an earlier configuration")
 		case "lane":
 			fs.StringVar(&f.sel.lane, h, "", "only this `LANE`: normal or urgent")
+		case "id":
+			fs.StringVar(&f.sel.letters.ID, h, "", "only the one of the message `ID`, its tg-id")
+		case "seq":
+			fs.StringVar(&f.sel.letters.Seq, h, "", "only the one with the sequence `SEQ`, as buffer dead ls shows it")
 		}
 	}
 	if code, done := std.parse(fs, args); done {
@@ -226,19 +230,6 @@ func bufferExport(args []string, std stdio, synopsis string) int {
 		return code
 	}
 	return export(std, "export", c, f.sel)
-}
-
-// bufferDead lists the dead letters, with the reason of each.
-func bufferDead(args []string, std stdio, synopsis string) int {
-	if len(args) == 0 || args[0] != "ls" {
-		return std.fail(exitUsage, "buffer dead: want tidegate buffer dead %s", synopsis)
-	}
-	f, c, code, done := parseBuffer(std, "dead ls", synopsis[len("ls "):], args[1:], "uplink")
-	if done {
-		return code
-	}
-	f.sel.dead = true
-	return export(std, "dead ls", c, f.sel)
 }
 
 func export(std stdio, name string, c *config.Config, s selection) int {

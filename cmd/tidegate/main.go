@@ -37,6 +37,7 @@ func commands() []command {
 		{"sub", "print messages of an MQTT broker", cmdSub},
 		{"decode", "batch envelopes to JSON lines", cmdDecode},
 		{"opcua", "look around in an OPC UA server, trust its certificate", cmdOPCUA},
+		{"verify", "what of the gateways' messages is missing at the cloud", cmdVerify},
 		{"passwd", "add or change a user", cmdPasswd},
 		{"auth", "which rule decides", cmdAuth},
 		{"version", "what this binary is", cmdVersion},
@@ -75,7 +76,7 @@ func dispatch(args []string, std stdio) int {
 func later() []string {
 	return []string{
 		"bench", "cert", "coap", "completion", "doctor", "learn", "ledger", "reload", "replay", "test",
-		"top", "verify", "why",
+		"top", "why",
 	}
 }
 

@@ -443,7 +443,9 @@ func TestBufferWrongUse(t *testing.T) {
 		{"buffer ls now", `unexpected argument "now"`},
 		{"buffer export --lane fast", "want normal or urgent"},
 		{"buffer dead", "tidegate buffer dead ls"},
-		{"buffer dead resend", "tidegate buffer dead ls"},
+		{"buffer dead drop", "tidegate buffer dead ls"},
+		{"buffer dead discard", "say --yes"},
+		{"buffer dead resend now", `unexpected argument "now"`},
 		{"status now", `unexpected argument "now"`},
 	} {
 		t.Run(c.args, func(t *testing.T) {

@@ -12,6 +12,7 @@ import (
 	"tidegate/admin"
 	"tidegate/buffer"
 	"tidegate/config"
+	"tidegate/forwarder"
 )
 
 // The socket's paths and what they answer: JSON, and JSON lines for an export. An answer that began well and could not be
@@ -22,6 +23,9 @@ const (
 	pathExport = "/buffer/export"
 	pathVerify = "/buffer/verify"
 	pathPurge  = "/buffer/purge"
+
+	pathResend  = "/buffer/dead/resend"
+	pathDiscard = "/buffer/dead/discard"
 
 	errorTrailer = "Tidegate-Error"
 )
@@ -41,6 +45,22 @@ func (g *gateway) socketHandler() http.Handler {
 		if err == nil {
 			g.log.Warn("records purged on request", "uplink", s.uplink, "lane", s.lane, "dead", s.dead, "purged", rows)
 		}
+		answer(w, rows, err)
+	})
+	mux.HandleFunc("POST "+pathResend, func(w http.ResponseWriter, r *http.Request) {
+		s := selectionOf(r.URL.Query())
+		rows, err := eachDead(g.buffer, s, func(uplink string, _ *buffer.Queue) (forwarder.DeadResult, error) {
+			return g.forwarder.ResendDead(r.Context(), uplink, s.letters)
+		})
+		g.log.Info("dead letters resent on request", "uplink", s.uplink, "resent", rows, "err", err)
+		answer(w, rows, err)
+	})
+	mux.HandleFunc("POST "+pathDiscard, func(w http.ResponseWriter, r *http.Request) {
+		s := selectionOf(r.URL.Query())
+		rows, err := eachDead(g.buffer, s, func(_ string, q *buffer.Queue) (forwarder.DeadResult, error) {
+			return forwarder.DiscardDead(q, s.letters)
+		})
+		g.log.Warn("dead letters discarded on request", "uplink", s.uplink, "discarded", rows, "err", err)
 		answer(w, rows, err)
 	})
 	mux.HandleFunc("GET "+pathExport, func(w http.ResponseWriter, r *http.Request) {
@@ -71,7 +91,10 @@ func answer(w http.ResponseWriter, v any, err error) {
 func oneLine(err error) string { return strings.ReplaceAll(err.Error(), "\n", "; ") }
 
 func selectionOf(q url.Values) selection {
-	return selection{uplink: q.Get("uplink"), lane: q.Get("lane"), dead: q.Get("dead") == "true"}
+	return selection{
+		uplink: q.Get("uplink"), lane: q.Get("lane"), dead: q.Get("dead") == "true",
+		letters: forwarder.DeadSelection{ID: q.Get("id"), Seq: q.Get("seq")},
+	}
 }
 
 func (s selection) values() url.Values {
@@ -80,6 +103,10 @@ func (s selection) values() url.Values {
 	v.Set("lane", s.lane)
 	if s.dead {
 		v.Set("dead", "true")
+	}
+	if s.letters != (forwarder.DeadSelection{}) {
+		v.Set("id", s.letters.ID)
+		v.Set("seq", s.letters.Seq)
 	}
 	return v
 }

@@ -9,10 +9,13 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/eclipse/paho.golang/paho"
+
+	"tidegate/message/envelope"
 )
 
 // tally counts arrivals at the far end: what is missing, what came twice, what came out of order. Payloads are those of
@@ -38,7 +41,8 @@ type stream struct {
 // arrival is one message at the far end.
 type arrival struct {
 	topic, payload string
-	id, seq, src   string // user properties tg-id, tg-seq and tg-src; empty when absent
+	id, seq, src   string // user properties tg-id, tg-seq and tg-src, or fields in a batch; empty when absent
+	up             string // tg-up
 	properties     map[string]string
 }
 
@@ -105,6 +109,7 @@ func (c *tally) identity(s *stream, a arrival) {
 		}
 	}
 	lane, number, ok := cutLast(a.seq, "-")
+	lane = a.up + " " + lane
 	n, err := strconv.ParseUint(number, 10, 64)
 	if !ok || err != nil || strings.Count(a.seq, "-") < 2 {
 		c.fault("tg-seq %q is not EPOCH-LANE-N", a.seq)
@@ -208,6 +213,21 @@ func (c *tally) requireSound(t testing.TB) {
 	}
 }
 
+// identities returns how many different tg-id arrived.
+func (c *tally) identities() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.ids)
+}
+
+// saw reports whether a tg-id arrived.
+func (c *tally) saw(id string) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	_, ok := c.ids[id]
+	return ok
+}
+
 // consumer is an application behind the cloud broker, over MQTT 5 with a session that the broker keeps. It reconnects for
 // ever.
 type consumer struct {
@@ -215,6 +235,7 @@ type consumer struct {
 	addr    string
 	id      string
 	filters []string
+	batches atomic.Int64 // how many came
 
 	mu      sync.Mutex
 	expects bool // subscribed at least once
@@ -257,7 +278,11 @@ func (c *consumer) connection(ctx context.Context) {
 		Conn:          conn,
 		PacketTimeout: 10 * time.Second,
 		OnPublishReceived: []func(paho.PublishReceived) (bool, error){func(p paho.PublishReceived) (bool, error) {
-			c.add(arrivalOf(p.Packet))
+			if strings.HasSuffix(p.Packet.Topic, "/batch") {
+				c.addBatch(p.Packet)
+			} else {
+				c.add(arrivalOf(p.Packet))
+			}
 			return true, nil
 		}},
 		OnClientError: func(error) {},
@@ -306,11 +331,26 @@ func (c *consumer) subscribed() {
 	}
 }
 
+// addBatch adds the messages of a batch.
+func (c *consumer) addBatch(p *paho.Publish) {
+	c.batches.Add(1)
+	b, err := envelope.Open(p.Payload)
+	if err != nil || p.QoS == 0 || p.Retain {
+		c.tally.mu.Lock()
+		c.fault("batch on %s with QoS %d: %v", p.Topic, p.QoS, err)
+		c.tally.mu.Unlock()
+		return
+	}
+	for _, r := range b.Records {
+		c.add(arrival{topic: r.Topic, payload: string(r.Payload), id: r.ID, seq: r.Seq, src: r.Source, up: b.Gateway + "/" + b.Uplink})
+	}
+}
+
 func arrivalOf(p *paho.Publish) arrival {
 	a := arrival{topic: p.Topic, payload: string(p.Payload), properties: map[string]string{}}
 	for _, u := range p.Properties.User {
 		a.properties[u.Key] = u.Value
 	}
-	a.id, a.seq, a.src = a.properties["tg-id"], a.properties["tg-seq"], a.properties["tg-src"]
+	a.id, a.seq, a.src, a.up = a.properties["tg-id"], a.properties["tg-seq"], a.properties["tg-src"], a.properties["tg-up"]
 	return a
 }

@@ -7,9 +7,11 @@ package simple
 import (
 	"context"
 	"crypto/rand"
+	"crypto/tls"
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"net"
 	"sync"
 	"time"
 
@@ -51,6 +53,7 @@ type Options struct {
 	ClientID string // empty: a random one
 	Username string
 	Password string
+	TLS      *tls.Config // nil: not encrypted
 	// KeepAlive between control packets; 0 means 60 s, at most 18 h.
 	KeepAlive time.Duration
 	// OnMessage gets what the broker sends, one at a time and in order; nil drops it. It must not call the Client.
@@ -154,6 +157,23 @@ func (c *Client) Close() {
 	c.d.disconnect()
 	c.lost.fire()
 	c.waiters.Wait()
+}
+
+// connect makes the connection to the broker, within the bounds of ctx.
+func connect(ctx context.Context, o Options) (net.Conn, error) {
+	conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", o.Address)
+	if err != nil {
+		return nil, fmt.Errorf("simple: connect: %w", err)
+	}
+	if o.TLS == nil {
+		return conn, nil
+	}
+	t := tls.Client(conn, o.TLS)
+	if err := t.HandshakeContext(ctx); err != nil {
+		_ = conn.Close()
+		return nil, fmt.Errorf("simple: tls with %s: %w", o.Address, err)
+	}
+	return t, nil
 }
 
 // signal is a channel that is closed once.

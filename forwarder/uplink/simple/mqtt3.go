@@ -28,9 +28,9 @@ type mqtt3 struct {
 }
 
 func dial3(ctx context.Context, o Options, lost *signal) (driver, error) {
-	conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", o.Address)
+	conn, err := connect(ctx, o)
 	if err != nil {
-		return nil, fmt.Errorf("simple: connect: %w", err)
+		return nil, err
 	}
 	opts := mqtt.NewClientOptions().
 		AddBroker("tcp://" + o.Address).

@@ -28,9 +28,9 @@ type mqtt5 struct {
 }
 
 func dial5(ctx context.Context, o Options, lost *signal) (driver, error) {
-	conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", o.Address)
+	conn, err := connect(ctx, o)
 	if err != nil {
-		return nil, fmt.Errorf("simple: connect: %w", err)
+		return nil, err
 	}
 	d := &mqtt5{acks: &acks{SessionManager: state.NewInMemory()}, lost: lost}
 	d.c = paho.NewClient(paho.ClientConfig{
