@@ -7,7 +7,6 @@ const (
 	noTLS        = "TLS for listeners is not built yet"
 	noExternal   = "attaching to a broker of your own is not built yet; this build runs its embedded one"
 	noStages     = "filtering and changing messages on a route is not built yet"
-	noPreset     = "presets for cloud services are not built yet"
 	noRate       = "limiting rates is not built yet"
 	noOrder      = "sending fresh messages before the backlog is not built yet"
 	noBatch      = "batches are not built yet"
@@ -57,7 +56,6 @@ func notBuiltKeys() map[string]string {
 		"route.*.on_error": noStages,
 		"route.*.step":     noStages,
 
-		"uplink.*.preset":     noPreset,
 		"uplink.*.live_first": noOrder,
 		"uplink.*.batch":      noBatch,
 

@@ -269,7 +269,7 @@ func (p *pahoConn) oldest() (time.Time, bool) {
 func (p *pahoConn) inFlight() int { return len(p.places) }
 
 func (p *pahoConn) info() connInfo {
-	return connInfo{window: cap(p.places), answered: p.answered.Load()}
+	return connInfo{window: cap(p.places), answered: p.answered.Load(), taken: p.answered.Load()}
 }
 
 // commands is empty: the suite gives no commands to this driver.
