@@ -26,7 +26,7 @@ func (v *validator) uplinks() {
 		v.demands(key, &u, service, servers)
 		for i, s := range servers {
 			id := strings.ToLower(fmt.Sprintf("%s:%d ", s.host, s.port)) + u.ClientID
-			if other, taken := clients[id]; taken && s.host != "" {
+			if other, taken := clients[id]; taken && other != name && s.host != "" {
 				v.wrongItem(key+".servers", i, "uplink.%s has the same server and the same client identifier %q: they would throw each other off", other, u.ClientID)
 				continue
 			}

@@ -95,8 +95,12 @@ func (p proxySettings) dial(ctx context.Context, addr string) (nc, tcp net.Conn,
 // exceptions of NO_PROXY. Servers on this machine are always connected to directly.
 func (p proxySettings) fromEnvironment(addr string) (proxySettings, error) {
 	env := func(name string) string { return cmp.Or(os.Getenv(name), os.Getenv(strings.ToLower(name))) }
-	c := httpproxy.Config{HTTPSProxy: cmp.Or(env("HTTPS_PROXY"), env("ALL_PROXY")), NoProxy: env("NO_PROXY")}
+	value := cmp.Or(env("HTTPS_PROXY"), env("ALL_PROXY"))
+	c := httpproxy.Config{HTTPSProxy: value, NoProxy: env("NO_PROXY")}
 	u, err := c.ProxyFunc()(&url.URL{Scheme: "https", Host: addr})
+	if err == nil && strings.Contains(value, "://") { // the library makes "no proxy" of what it cannot read
+		_, err = url.Parse(value)
+	}
 	if err != nil {
 		return proxySettings{}, ended(endProxy, "proxy: what HTTPS_PROXY or ALL_PROXY of the environment says is no URL")
 	}
@@ -195,6 +199,9 @@ func (p proxySettings) socks(ctx context.Context, tcp net.Conn, host, addr strin
 	}
 	nc, err := dialer.DialContext(ctx, "tcp", addr)
 	if err != nil {
+		if _, bounded := ctx.Deadline(); bounded && errors.Is(err, os.ErrDeadlineExceeded) {
+			<-ctx.Done() // whose deadline it was, a moment earlier
+		}
 		return nil, ended(endProxy, "proxy %s does not connect to %s: %w%s", p.url, addr, timedOut(ctx, socksReason(err)), p.socksAdvice(err))
 	}
 	return nc, nil

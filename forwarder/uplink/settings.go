@@ -69,6 +69,7 @@ func newSettings(name string, c config.Uplink, gateway string) (settings, error)
 		serverName: c.ServerName, proxy: newProxySettings(c.Proxy), failback: c.Failback.D(), limits: c.Limits,
 		keepAlive: c.KeepAlive.D(), maxInFlight: int(c.MaxInFlight), ackTimeout: c.AckTimeout.D(),
 	}
+	s.limits.NoRetain = s.limits.NoRetain || c.Retain == "strip"
 	switch c.Protocol {
 	case "5", "":
 		s.version = version5
