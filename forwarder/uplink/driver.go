@@ -32,6 +32,8 @@ type conn interface {
 	send(ctx context.Context, m message.Message, id Identity, done func(error)) error
 	// oldest says since when the oldest unanswered message has been the oldest; false when there is none.
 	oldest() (time.Time, bool)
+	// subscribes says since when the subscription of commands has had no answer; false when none is missing.
+	subscribes() (time.Time, bool)
 	inFlight() int
 	info() connInfo
 	// commands delivers what the broker publishes to us, in order. It is never closed; lost ends it.

@@ -266,6 +266,8 @@ func (p *pahoConn) oldest() (time.Time, bool) {
 	return p.born.Add(time.Duration(since)), since != 0
 }
 
+func (p *pahoConn) subscribes() (time.Time, bool) { return time.Time{}, false }
+
 func (p *pahoConn) inFlight() int { return len(p.places) }
 
 func (p *pahoConn) info() connInfo {

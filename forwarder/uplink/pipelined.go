@@ -248,11 +248,13 @@ func (p *pipelined) oldest() (time.Time, bool) {
 	if p.recover.stage == recovering {
 		return p.recover.since, true
 	}
-	since, ok := p.win.oldest()
-	if s := p.subscribing; !s.IsZero() && (!ok || s.Before(since)) {
-		return s, true
-	}
-	return since, ok
+	return p.win.oldest()
+}
+
+func (p *pipelined) subscribes() (time.Time, bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.subscribing, !p.subscribing.IsZero()
 }
 
 func (p *pipelined) inFlight() int {

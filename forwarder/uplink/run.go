@@ -219,7 +219,8 @@ func (c *Client) goodbye(cn conn) {
 	}
 }
 
-// watch drops the connection when the oldest message in flight gets no acknowledgement for ack_timeout.
+// watch drops the connection when the oldest message in flight gets no acknowledgement for ack_timeout, or the subscription
+// of commands no answer: a connection is worth what moves over it, not what its socket says.
 func (c *Client) watch(cn conn) {
 	tick := time.NewTicker(max(c.settings.ackTimeout/8, time.Millisecond))
 	defer tick.Stop()
@@ -231,6 +232,11 @@ func (c *Client) watch(cn conn) {
 		}
 		if since, ok := cn.oldest(); ok && time.Since(since) >= c.settings.ackTimeout {
 			cn.drop(ended(endAckTimeout, "no acknowledgement for the oldest message for %s", c.settings.ackTimeout))
+			<-cn.lost()
+			return
+		}
+		if since, ok := cn.subscribes(); ok && time.Since(since) >= c.settings.ackTimeout {
+			cn.drop(ended(endAckTimeout, "no answer to the subscription of commands for %s", c.settings.ackTimeout))
 			<-cn.lost()
 			return
 		}
