@@ -24,10 +24,10 @@ type everyListener struct {
 
 const brokerName = "broker.test"
 
-func listenEveryWay(t *testing.T) *everyListener {
+func listenEveryWay(t *testing.T, extra ...string) *everyListener {
 	t.Helper()
 	a := newAuthority(t)
-	a.leaf(t, "cloud", brokerName, "proxy.test", "localhost")
+	a.leaf(t, "cloud", brokerName, "localhost")
 	ports := map[string]string{}
 	for _, scheme := range []string{"mqtts", "wss"} {
 		_, port, err := net.SplitHostPort(unusedAddr(t))
@@ -39,7 +39,8 @@ func listenEveryWay(t *testing.T) *everyListener {
 	secure := []string{"cafile " + a.path("ca.crt"), "certfile " + a.path("cloud.crt"), "keyfile " + a.path("cloud.key")}
 	lines := append([]string{"listener " + ports["mqtts"] + " 127.0.0.1"}, secure...)
 	lines = append(lines, "listener "+ports["wss"]+" 127.0.0.1", "protocol websockets")
-	e := &everyListener{authority: a, mosquitto: startMosquitto(t, append(lines, secure...)...)}
+	lines = append(append(lines, secure...), extra...)
+	e := &everyListener{authority: a, mosquitto: startMosquitto(t, lines...)}
 	ws, _ := webSocketListeners.Load("127.0.0.1:" + e.port)
 	_, ports["ws"], _ = net.SplitHostPort(strings.TrimPrefix(ws.(string), "ws://"))
 	ports["mqtt"] = e.port

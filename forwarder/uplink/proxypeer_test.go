@@ -2,6 +2,7 @@ package uplink
 
 import (
 	"bufio"
+	"cmp"
 	"crypto/tls"
 	"encoding/base64"
 	"fmt"
@@ -18,10 +19,11 @@ import (
 // machine, so that a test sees who resolved it.
 type proxyPeer struct {
 	listener   net.Listener
-	user, pass string // wanted; empty: nobody has to log in
-	status     int    // answered to every CONNECT; 0: it connects
-	rule       bool   // SOCKS5: not allowed by ruleset
-	hang       bool   // takes connections and says nothing
+	user, pass string            // wanted; empty: nobody has to log in
+	status     int               // answered to every CONNECT; 0: it connects
+	rule       bool              // SOCKS5: not allowed by ruleset
+	hang       bool              // takes connections and says nothing
+	ports      map[string]string // which port of this machine stands for one that was asked for; absent: that port
 
 	running sync.WaitGroup
 	mu      sync.Mutex
@@ -110,7 +112,7 @@ func (p *proxyPeer) open(address string) (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	out, err := net.Dial("tcp", "127.0.0.1:"+port)
+	out, err := net.Dial("tcp", "127.0.0.1:"+cmp.Or(p.ports[port], port))
 	if err == nil {
 		p.track(out)
 	}
