@@ -140,9 +140,6 @@ func TestReturnThatDoesNotLast(t *testing.T) {
 // first broker is not disturbed by the questions before.
 func TestReturnLosesAndRepeatsNothing(t *testing.T) {
 	each(t, func(t *testing.T, v variant) {
-		if v.ws {
-			t.Skip("the move happens above the transport; TestReturnBetweenMosquittos has both")
-		}
 		first, second := cloud(t, testpeer.Options{}), cloud(t, testpeer.Options{})
 		second.SetScript(testpeer.Script{Publish: func(testpeer.Received) testpeer.Answer {
 			return testpeer.Answer{Delay: 30 * time.Millisecond} // so that much is in flight at any time
@@ -167,7 +164,7 @@ func TestReturnLosesAndRepeatsNothing(t *testing.T) {
 		if err := <-ended; err != nil {
 			t.Fatalf("%v, %+v\n%s", err, h.Status(), h.log)
 		}
-		eventually(t, "the first server is in use", func() bool { s := h.Status(); return s.Connected && s.Server == first.URL() })
+		eventually(t, "the first server is in use", func() bool { s := h.Status(); return s.Connected && s.Server == h.urls[0] })
 		l.once(t, success)
 		seen := map[int]string{}
 		last := map[string]int{}
