@@ -288,3 +288,39 @@ func TestReturnBetweenMosquittos(t *testing.T) {
 	first.publish(t, "-t", "cmd/gw/x", "-m", "after")
 	eventually(t, "commands come from the first server", func() bool { return strings.HasSuffix(k.payloads(), "after") })
 }
+
+// TestSealedLink: a link that is being left takes nothing, cannot be dropped, and has drained when everything was answered.
+func TestSealedLink(t *testing.T) {
+	peer := cloud(t, testpeer.Options{})
+	hold := make(chan struct{})
+	peer.SetScript(testpeer.Script{Publish: func(r testpeer.Received) testpeer.Answer {
+		if r.Topic == "a" {
+			<-hold
+		}
+		return testpeer.Answer{}
+	}})
+	h := run(t, variants()[0], nil, nil, peer.URL())
+	l := connected(t, h).(*link)
+	results := make(chan error, 1)
+	if err := l.Send(t.Context(), message.Message{Topic: "a", QoS: 1}, Identity{}, func(err error) { results <- err }); err != nil {
+		t.Fatal(err)
+	}
+	l.seal()
+	if err := l.Send(t.Context(), message.Message{Topic: "b", QoS: 1}, Identity{}, func(error) { t.Error("done is called") }); !errors.Is(err, ErrDisconnected) {
+		t.Errorf("a sealed link takes a message: %v", err)
+	}
+	l.Close(errors.New("takes nothing"))
+	if l.drained() {
+		t.Error("drained with a message in flight")
+	}
+	close(hold)
+	if err := <-results; err != nil {
+		t.Errorf("what was in flight ended with %v", err)
+	}
+	eventually(t, "drained", l.drained)
+	select {
+	case <-l.Lost():
+		t.Error("the connection was dropped")
+	default:
+	}
+}

@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"slices"
 	"strings"
 
 	"golang.org/x/net/http/httpproxy"
@@ -153,8 +154,8 @@ func (p proxySettings) connect(ctx context.Context, tcp net.Conn, u *url.URL, ad
 	if err != nil {
 		return nil, ended(endProxy, "proxy %s: wait for its answer about %s: %w", p.url, addr, timedOut(ctx, err))
 	}
-	if resp.StatusCode != http.StatusOK {
-		return nil, p.refusal(resp.StatusCode, resp.Status, addr)
+	if resp.StatusCode/100 != 2 {
+		return nil, p.refusal(resp, addr)
 	}
 	if !stop() {
 		return nil, ended(endProxy, "proxy %s: %w", p.url, context.Cause(ctx))
@@ -167,12 +168,18 @@ func (p proxySettings) connect(ctx context.Context, tcp net.Conn, u *url.URL, ad
 }
 
 // refusal says what a proxy did not do, and what to do about it.
-func (p proxySettings) refusal(code int, status, addr string) error {
+func (p proxySettings) refusal(resp *http.Response, addr string) error {
 	advice := "look into its log"
-	switch code {
+	switch resp.StatusCode {
 	case http.StatusProxyAuthRequired:
-		advice = "it wants a user name and a password: set username and password of proxy"
-		if p.username != "" {
+		schemes := authSchemes(resp.Header.Values("Proxy-Authenticate"))
+		switch {
+		case len(schemes) > 0 && !slices.Contains(schemes, "basic"):
+			advice = fmt.Sprintf("it wants a login by %q, which this build does not speak: let it take Basic, or this machine without a login",
+				strings.Join(schemes, ", "))
+		case p.username == "":
+			advice = "it wants a user name and a password: set username and password of proxy"
+		default:
 			advice = "it does not take this user name and password: correct username and password of proxy"
 		}
 	case http.StatusForbidden, http.StatusMethodNotAllowed:
@@ -180,7 +187,19 @@ func (p proxySettings) refusal(code int, status, addr string) error {
 	case http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
 		advice = "it cannot reach the server itself"
 	}
-	return ended(endProxy, "proxy %s does not connect to %s (%s): %s", p.url, addr, status, advice)
+	return ended(endProxy, "proxy %s does not connect to %s (%s): %s", p.url, addr, resp.Status, advice)
+}
+
+// authSchemes are the names of the ways of logging in that a proxy offers (RFC 9110, 11.7.1), in small letters.
+func authSchemes(challenges []string) []string {
+	var out []string
+	for _, c := range challenges {
+		scheme, _, _ := strings.Cut(strings.TrimSpace(c), " ")
+		if scheme = strings.ToLower(scheme); scheme != "" && len(scheme) <= 20 {
+			out = append(out, scheme)
+		}
+	}
+	return out
 }
 
 // socks asks a SOCKS5 proxy for a connection (RFC 1928); the proxy resolves the name.

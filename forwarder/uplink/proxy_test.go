@@ -128,6 +128,8 @@ func TestProxyThatDoesNotConnect(t *testing.T) {
 	}{
 		"407":              {with(login), "http", "", "(407 Proxy Authentication Required): it wants a user name and a password: set username and password of proxy"},
 		"407 with login":   {with(login), "http", "gw", "(407 Proxy Authentication Required): it does not take this user name and password"},
+		"407 ntlm":         {with(func(p *proxyPeer) { login(p); p.ways = "Negotiate,NTLM" }), "http", "gw", `it wants a login by "negotiate, ntlm", which this build does not speak`},
+		"407 and basic":    {with(func(p *proxyPeer) { login(p); p.ways = "NTLM,Basic realm=x" }), "http", "", "it wants a user name and a password"},
 		"403":              {with(func(p *proxyPeer) { p.status = 403 }), "http", "", "(403 Forbidden): allow CONNECT to this address in its rules"},
 		"502":              {with(nil), "http", "", "(502 Bad Gateway): it cannot reach the server itself"},
 		"socks login":      {with(login), "socks5", "", "it wants a user name and a password: set username and password of proxy"},

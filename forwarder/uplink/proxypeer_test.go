@@ -20,6 +20,7 @@ import (
 type proxyPeer struct {
 	listener   net.Listener
 	user, pass string            // wanted; empty: nobody has to log in
+	ways       string            // of logging in, for Proxy-Authenticate; empty: it does not say
 	status     int               // answered to every CONNECT; 0: it connects
 	rule       bool              // SOCKS5: not allowed by ruleset
 	hang       bool              // takes connections and says nothing
@@ -125,7 +126,11 @@ func (p *proxyPeer) http(c net.Conn, r *bufio.Reader) {
 		return
 	}
 	answer := func(status int) {
-		fmt.Fprintf(c, "HTTP/1.1 %d %s\r\nContent-Length: 5\r\n\r\nsorry", status, http.StatusText(status))
+		ways := ""
+		if p.ways != "" && status == http.StatusProxyAuthRequired {
+			ways = "Proxy-Authenticate: " + strings.ReplaceAll(p.ways, ",", "\r\nProxy-Authenticate: ") + "\r\n"
+		}
+		fmt.Fprintf(c, "HTTP/1.1 %d %s\r\n%sContent-Length: 5\r\n\r\nsorry", status, http.StatusText(status), ways)
 	}
 	want := "Basic " + base64.StdEncoding.EncodeToString([]byte(p.user+":"+p.pass))
 	switch {

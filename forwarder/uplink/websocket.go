@@ -8,6 +8,8 @@ import (
 	"net"
 	"net/url"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/gorilla/websocket"
@@ -23,7 +25,35 @@ const webSocketMessage = 32 << 10
 // webSocketConn is a WebSocket as a net.Conn. One goroutine reads and one writes; deadlines are those of the TCP connection.
 type webSocketConn struct {
 	ws      *websocket.Conn
+	tcp     net.Conn
 	message io.Reader // what is left of the message that is being read; nil: none
+
+	// The answer to a ping must not hold up the reader, which has acknowledgements to read, nor have a deadline, which would
+	// break the connection on a line that is only slow. So it is written beside both; one at a time, a later ping in the
+	// meantime is answered by it too (RFC 6455, 5.5.3).
+	ponging atomic.Bool
+	pongs   sync.WaitGroup
+}
+
+func newWebSocketConn(ws *websocket.Conn, tcp net.Conn) *webSocketConn {
+	c := &webSocketConn{ws: ws, tcp: tcp}
+	ws.SetPingHandler(func(text string) error {
+		if c.ponging.CompareAndSwap(false, true) {
+			c.pongs.Go(func() { // ends with the write, at the latest when the connection does
+				_ = ws.WriteControl(websocket.PongMessage, []byte(text), time.Time{}) // a broken connection shows elsewhere
+				c.ponging.Store(false)
+			})
+		}
+		return nil
+	})
+	return c
+}
+
+// broken ends the connection, which nothing can be read of any more, and waits for what was written beside.
+func (c *webSocketConn) broken(err error) error {
+	_ = c.tcp.Close()
+	c.pongs.Wait()
+	return webSocketEnd(err)
 }
 
 // openWebSocket asks the server to speak WebSocket on nc. ctx bounds it.
@@ -54,7 +84,7 @@ func openWebSocket(ctx context.Context, nc, tcp net.Conn, sv server) (net.Conn, 
 			sv.addr, u.Path)
 	}
 	head.opened()
-	return &webSocketConn{ws: ws}, nil
+	return newWebSocketConn(ws, tcp), nil
 }
 
 // webSocketURL returns what is asked for, without the port where it is the usual one: so browsers write it, and some servers
@@ -80,10 +110,10 @@ func (c *webSocketConn) Read(b []byte) (int, error) {
 		if c.message == nil {
 			kind, r, err := c.ws.NextReader()
 			if err != nil {
-				return 0, webSocketEnd(err)
+				return 0, c.broken(err)
 			}
 			if kind != websocket.BinaryMessage { // [MQTT-6.0.0-1]
-				return 0, ended(endProtocol, "a text message over websocket, which MQTT does not know")
+				return 0, c.broken(ended(endProtocol, "a text message over websocket, which MQTT does not know"))
 			}
 			c.message = r
 		}
@@ -95,7 +125,7 @@ func (c *webSocketConn) Read(b []byte) (int, error) {
 				return n, nil
 			}
 		case err != nil:
-			return n, webSocketEnd(err)
+			return n, c.broken(err)
 		case n > 0 || len(b) == 0:
 			return n, nil
 		}

@@ -1,9 +1,12 @@
 package uplink
 
 import (
+	"bufio"
 	"bytes"
 	"context"
+	"crypto/sha1"
 	"crypto/tls"
+	"encoding/base64"
 	"errors"
 	"io"
 	"math/rand/v2"
@@ -85,7 +88,7 @@ func (r *relay) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	r.mu.Unlock()
 	var ways sync.WaitGroup
 	ways.Go(func() {
-		in := &webSocketConn{ws: ws}
+		in := newWebSocketConn(ws, ws.NetConn())
 		_, _ = io.Copy(out, in)
 		_ = out.Close()
 	})
@@ -328,4 +331,115 @@ func TestWebSocketMessages(t *testing.T) {
 	if _, err := nc.Read(answer); !errors.Is(err, io.EOF) || !strings.Contains(err.Error(), "closed the websocket (1000") {
 		t.Errorf("after a close frame: %v", err)
 	}
+}
+
+// TestWebSocketPingsOnASlowLine: a server that pings while nothing can be written, because the line is slow and every buffer
+// is full, gets its pong when there is room. The connection is not given up over it, and reading goes on meanwhile.
+func TestWebSocketPingsOnASlowLine(t *testing.T) {
+	const size = 16 << 20 // more than the buffers on the way
+	pongs, got := make(chan string, 10), make(chan int, 1)
+	addr := handshakeServer(t, func(w http.ResponseWriter, r *http.Request) {
+		up := websocket.Upgrader{Subprotocols: []string{"mqtt"}}
+		ws, err := up.Upgrade(w, r, nil)
+		if err != nil {
+			return
+		}
+		defer ws.Close()
+		ws.SetPongHandler(func(text string) error {
+			select {
+			case pongs <- text:
+			default:
+			}
+			return nil
+		})
+		for until := time.Now().Add(2500 * time.Millisecond); time.Now().Before(until); time.Sleep(100 * time.Millisecond) {
+			_ = ws.WriteControl(websocket.PingMessage, []byte("alive?"), time.Now().Add(time.Second))
+			_ = ws.WriteMessage(websocket.BinaryMessage, []byte("x"))
+		}
+		n := 0
+		for n < size {
+			_, b, err := ws.ReadMessage()
+			if err != nil {
+				break
+			}
+			n += len(b)
+		}
+		got <- n
+		_, _, _ = ws.ReadMessage()
+	})
+	sv, err := parseServer(addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	nc, tcp, err := dial(within(t, 10*time.Second), &settings{}, sv)
+	if err != nil {
+		t.Fatal(err)
+	}
+	read := make(chan int, 1)
+	go func() { // ends with the connection
+		b, n := make([]byte, 100), 0
+		for {
+			k, err := nc.Read(b)
+			if n += k; err != nil {
+				read <- n
+				return
+			}
+		}
+	}()
+	if n, err := nc.Write(make([]byte, size)); n != size || err != nil {
+		t.Errorf("%d bytes written: %v", n, err)
+	}
+	if n := <-got; n != size {
+		t.Errorf("%d bytes arrived", n)
+	}
+	select {
+	case text := <-pongs:
+		if text != "alive?" {
+			t.Errorf("pong %q", text)
+		}
+	case <-time.After(10 * time.Second):
+		t.Error("no pong")
+	}
+	_ = tcp.Close()
+	if n := <-read; n < 10 {
+		t.Errorf("only %d bytes were read meanwhile", n)
+	}
+}
+
+// FuzzWebSocket: whatever a server sends after the handshake, reading ends with an error.
+func FuzzWebSocket(f *testing.F) {
+	f.Add([]byte("\x82\x04\x20\x02\x00\x00"))
+	f.Add([]byte("\x02\x01a\x00\x01b\x80\x01c\x89\x02hi\x82\x00\x82\x01d"))
+	f.Add([]byte("\x88\x02\x03\xe8"))
+	f.Add([]byte("\x82\xff\x00\x00\x00\x00\x00\x00\x00\x05abc"))
+	f.Add([]byte("\xc2\x01a"))
+	f.Fuzz(func(t *testing.T, frames []byte) {
+		near, far := net.Pipe()
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			defer far.Close()
+			req, err := http.ReadRequest(bufio.NewReader(far))
+			if err != nil {
+				return
+			}
+			sum := sha1.Sum([]byte(req.Header.Get("Sec-WebSocket-Key") + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"))
+			go func() { _, _ = io.Copy(io.Discard, far) }() // ends with far
+			_, _ = io.WriteString(far, "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Protocol: mqtt\r\n"+
+				"Sec-WebSocket-Accept: "+base64.StdEncoding.EncodeToString(sum[:])+"\r\n\r\n")
+			_, _ = far.Write(frames)
+		}()
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		defer cancel()
+		nc, err := openWebSocket(ctx, near, near, server{addr: "h:80", path: "/mqtt"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		n, err := io.Copy(io.Discard, nc)
+		if n > int64(len(frames)) || ctx.Err() != nil {
+			t.Fatalf("%d bytes out of %d, %v", n, len(frames), err)
+		}
+		_ = near.Close()
+		<-done
+	})
 }
