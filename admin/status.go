@@ -30,6 +30,7 @@ type UplinkStatus struct {
 	Evicted   uint64  `json:"evicted"`
 	Dead      uint64  `json:"dead"` // dead letters kept
 	LastError string  `json:"last_error"`
+	Note      string  `json:"note,omitempty"` // how it stands with the servers in front of the one in use
 }
 
 // BridgeStatus is one bridge.

@@ -11,16 +11,17 @@ import (
 	"strings"
 )
 
-// endpoint is a URL of the form SCHEME://HOST:PORT.
+// endpoint is a URL of the form SCHEME://HOST:PORT, and for WebSocket a path behind it.
 type endpoint struct {
 	scheme string
 	host   string // empty: every address
 	port   int
+	path   string // ws and wss: path and query, as they are sent
 }
 
 // String returns the URL with its port spelt out.
 func (e endpoint) String() string {
-	return e.scheme + "://" + net.JoinHostPort(e.host, strconv.Itoa(e.port))
+	return e.scheme + "://" + net.JoinHostPort(e.host, strconv.Itoa(e.port)) + e.path
 }
 
 // defaultPorts of the schemes the agreed file knows.
@@ -47,10 +48,13 @@ func parseEndpoint(text string, schemes, later []string) (endpoint, error) {
 		return endpoint{}, errors.New("an address holds no user or password; they have keys of their own")
 	case strings.HasSuffix(u.Host, ":"):
 		return endpoint{}, fmt.Errorf("%q has a colon and no port behind it; the form is %s", text, example)
-	case u.Path != "" && u.Path != "/" || u.RawQuery != "" || u.Fragment != "":
+	case u.Fragment != "", !webSocket(u.Scheme) && (u.Path != "" && u.Path != "/" || u.RawQuery != ""):
 		return endpoint{}, fmt.Errorf("%q has something behind the port; the form is %s", text, example)
 	}
-	e := endpoint{u.Scheme, u.Hostname(), defaultPorts()[u.Scheme]}
+	e := endpoint{scheme: u.Scheme, host: u.Hostname(), port: defaultPorts()[u.Scheme]}
+	if webSocket(u.Scheme) {
+		e.path = webSocketPath(u)
+	}
 	if p := u.Port(); p != "" {
 		if e.port, err = strconv.Atoi(p); err != nil || e.port > 65535 {
 			return endpoint{}, fmt.Errorf("the port %s is not from 0 to 65535", p)
@@ -58,6 +62,26 @@ func parseEndpoint(text string, schemes, later []string) (endpoint, error) {
 	}
 	return e, nil
 }
+
+// defaultPath is where brokers speak MQTT over WebSocket by convention.
+const defaultPath = "/mqtt"
+
+func webSocket(scheme string) bool { return scheme == "ws" || scheme == "wss" }
+
+// webSocketPath returns what is asked for: the path and query of u, the conventional path where there is none.
+func webSocketPath(u *url.URL) string {
+	path := u.EscapedPath()
+	if path == "" {
+		path = defaultPath
+	}
+	if u.RawQuery != "" {
+		path += "?" + u.RawQuery
+	}
+	return path
+}
+
+// encrypted reports whether the scheme is one with TLS.
+func (e endpoint) encrypted() bool { return e.scheme == "mqtts" || e.scheme == "wss" }
 
 // schemeError is the error for a scheme that is not known where it stands.
 type schemeError struct {
@@ -71,7 +95,7 @@ func (e *schemeError) Error() string {
 
 // suggestion returns the scheme that was probably meant: other programs have other words for the same.
 func (e *schemeError) suggestion() string {
-	alias := map[string]string{"tcp": "mqtt", "ssl": "mqtts", "tls": "mqtts", "tcps": "mqtts"}[e.scheme]
+	alias := map[string]string{"tcp": "mqtt", "ssl": "mqtts", "tls": "mqtts", "tcps": "mqtts", "http": "ws", "https": "wss"}[e.scheme]
 	if !slices.Contains(e.schemes, alias) {
 		alias = nearest(e.scheme, slices.Clone(e.schemes))
 	}
@@ -129,5 +153,8 @@ func hostAddrs(host string) []netip.Addr {
 // every URL has its port spelt out.
 func HostPort(address string) string {
 	_, rest, _ := strings.Cut(address, "://")
-	return strings.TrimSuffix(rest, "/")
+	if i := strings.IndexAny(rest, "/?"); i >= 0 {
+		rest = rest[:i]
+	}
+	return rest
 }

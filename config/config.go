@@ -99,7 +99,9 @@ type Route struct {
 
 // Uplink is one cloud broker (or several addresses of it) and the buffer in front of it.
 type Uplink struct {
-	Servers  []string `toml:"servers"`   // mqtt:// or mqtts:// URLs, tried in order
+	// Preset names a cloud service whose demands are filled in and checked; empty: none. See preset.go.
+	Preset   string   `toml:"preset"`
+	Servers  []string `toml:"servers"`   // mqtt://, mqtts://, ws:// or wss:// URLs, tried in order
 	Protocol string   `toml:"protocol"`  // "5" or "3.1.1"
 	ClientID string   `toml:"client_id"` // template of {gateway} and {uplink}; expanded after loading
 	Username string   `toml:"username"`
@@ -107,6 +109,20 @@ type Uplink struct {
 	CA       string   `toml:"ca"`
 	Cert     string   `toml:"cert"`
 	Key      string   `toml:"key"`
+	// ServerName is asked for in the TLS handshake and checked in the certificate; empty: the host of the server.
+	ServerName string `toml:"server_name"`
+	// ALPN lists the protocols offered in the TLS handshake; none: what the scheme needs.
+	ALPN []string `toml:"alpn"`
+	// SASKey is the base64 key of an Azure IoT Hub device, with which the password is made again for every connection.
+	SASKey Secret `toml:"sas_key"`
+	// SASLifetime is how long such a password is valid.
+	SASLifetime Duration `toml:"sas_lifetime"`
+	// Proxy is the way out to the servers.
+	Proxy Proxy `toml:"proxy"`
+	// Failback is how long an earlier server must have answered before a working connection moves back to it; 0 is "off".
+	Failback Age `toml:"failback"`
+	// Retain says what becomes of the retain flag on this uplink: keep or strip.
+	Retain string `toml:"retain"`
 
 	KeepAlive Duration `toml:"keep_alive"`
 	// MaxInFlight bounds unacknowledged messages; 0 is "auto": what the broker grants, at most 8192.
@@ -124,6 +140,10 @@ type Uplink struct {
 	Commands  []Command `toml:"command"`
 	// ServersAt is where each of Servers stands.
 	ServersAt []Place `toml:"-"`
+	// ServerALPN is ALPN for each of Servers; a preset may want another one for another port.
+	ServerALPN [][]string `toml:"-"`
+	// Limits are what the preset's service demands of each message.
+	Limits Limits `toml:"-"`
 }
 
 // MaxRate bounds what an uplink sends; 0 is no bound.

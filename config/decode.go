@@ -101,6 +101,9 @@ func (d *decoder) value(n *node, path, shape string, v reflect.Value) {
 	case Secret:
 		v.Set(reflect.ValueOf(d.secret(n, path)))
 		return
+	case Proxy:
+		v.Set(reflect.ValueOf(d.proxy(n, path)))
+		return
 	case Deadband:
 		v.Set(reflect.ValueOf(d.deadband(n, path)))
 		return

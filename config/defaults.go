@@ -44,11 +44,14 @@ func (defaults) fill(section any) {
 		*s = Route{Topic: "{topic}", QoS: 1, Retain: "keep", Lane: "normal"}
 	case *Uplink:
 		*s = Uplink{
-			Protocol:   "5",
-			ClientID:   "{gateway}-{uplink}",
-			KeepAlive:  Duration(30 * time.Second),
-			AckTimeout: Duration(30 * time.Second),
-			Buffer:     Buffer{MaxBytes: 512 << 20, WhenFull: "drop-oldest", Compress: "auto"},
+			SASLifetime: Duration(time.Hour),
+			Protocol:    "5",
+			ClientID:    "{gateway}-{uplink}",
+			KeepAlive:   Duration(30 * time.Second),
+			AckTimeout:  Duration(30 * time.Second),
+			Failback:    Age(5 * time.Minute),
+			Retain:      "keep",
+			Buffer:      Buffer{MaxBytes: 512 << 20, WhenFull: "drop-oldest", Compress: "auto"},
 		}
 	case *Batch:
 		*s = Batch{

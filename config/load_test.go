@@ -67,7 +67,7 @@ func TestDefaults(t *testing.T) {
 	if u, want := c.Uplinks["cloud"], (Uplink{
 		Servers: []string{"mqtt://127.0.0.1:1883"}, Protocol: "5", ClientID: "g-cloud",
 		KeepAlive: Duration(30 * time.Second), AckTimeout: Duration(30 * time.Second), Buffer: Buffer{MaxBytes: 512 << 20, WhenFull: "drop-oldest", Compress: "auto"},
-		ServersAt: []Place{{"/x/t.toml", 6, 12}},
+		ServersAt: []Place{{"/x/t.toml", 6, 12}}, Failback: Age(5 * time.Minute), Retain: "keep", SASLifetime: Duration(time.Hour),
 	}); !reflect.DeepEqual(u, want) {
 		t.Errorf("uplink %+v, want %+v", u, want)
 	}

@@ -7,7 +7,6 @@ const (
 	noTLS        = "TLS for listeners is not built yet"
 	noExternal   = "attaching to a broker of your own is not built yet; this build runs its embedded one"
 	noStages     = "filtering and changing messages on a route is not built yet"
-	noPreset     = "presets for cloud services are not built yet"
 	noRate       = "limiting rates is not built yet"
 	noReplay     = "keeping delivered records is not built yet"
 	noEngine     = "engines other than the built-in log are not built yet"
@@ -53,8 +52,6 @@ func notBuiltKeys() map[string]string {
 		"route.*.where":    noStages,
 		"route.*.on_error": noStages,
 		"route.*.step":     noStages,
-
-		"uplink.*.preset": noPreset,
 
 		"uplink.*.buffer.keep_delivered": noReplay,
 		"uplink.*.buffer.engine":         noEngine,

@@ -54,6 +54,7 @@ func (v *validator) validate() {
 	v.opcua()
 	v.uplinks()
 	v.routes()
+	v.presetRoutes()
 }
 
 // at returns where key stands, or the nearest table above it that stands somewhere.

@@ -14,17 +14,20 @@ func (v *validator) uplinks() {
 	clients := map[string]string{} // server and client identifier -> the uplink that has them
 	for _, name := range names(v.c.Uplinks) {
 		u, key := v.c.Uplinks[name], join("uplink", name)
+		service := v.preset(key, &u)
 		v.identity(key, name, &u)
-		servers := v.servers(key, &u)
+		servers := v.servers(key, &u, service)
 		v.login(key, u, servers)
 		v.tlsFiles(key, &u, servers)
 		v.timing(key, u)
 		v.batch(key, name, u.Batch)
 		v.buffer(key, u)
 		v.commands(key, name, &u)
+		v.way(key, u)
+		v.demands(key, &u, service, servers)
 		for i, s := range servers {
 			id := strings.ToLower(fmt.Sprintf("%s:%d ", s.host, s.port)) + u.ClientID
-			if other, taken := clients[id]; taken && s.host != "" {
+			if other, taken := clients[id]; taken && other != name && s.host != "" {
 				v.wrongItem(key+".servers", i, "uplink.%s has the same server and the same client identifier %q: they would throw each other off", other, u.ClientID)
 				continue
 			}
@@ -52,7 +55,7 @@ func (v *validator) identity(key, name string, u *Uplink) {
 }
 
 // servers checks the addresses, spells their ports out and returns the good ones at their index.
-func (v *validator) servers(key string, u *Uplink) []endpoint {
+func (v *validator) servers(key string, u *Uplink, service *preset) []endpoint {
 	key += ".servers"
 	v.need(key, `name at least one server, such as ["mqtts://broker.example.com:8883"]`)
 	if v.empty(key, arrayKind, len(u.Servers)) {
@@ -62,7 +65,8 @@ func (v *validator) servers(key string, u *Uplink) []endpoint {
 	u.ServersAt = make([]Place, len(u.Servers))
 	for i, text := range u.Servers {
 		u.ServersAt[i] = v.item(key, i)
-		e, err := parseEndpoint(text, []string{"mqtt", "mqtts"}, []string{"ws", "wss"})
+		e, err := parseEndpoint(text, []string{"mqtt", "mqtts", "ws", "wss"}, nil)
+		service.complete(&e, text)
 		switch {
 		case err != nil:
 			v.badEndpoint(v.item(key, i), key, err)
@@ -80,14 +84,14 @@ func (v *validator) servers(key string, u *Uplink) []endpoint {
 func (v *validator) login(key string, u Uplink, servers []endpoint) {
 	hasPassword := u.Password.IsSet() || v.given(key+".password")
 	switch {
-	case hasPassword && u.Username == "" && u.Protocol == "3.1.1":
+	case hasPassword && u.Username == "" && u.Protocol == "3.1.1" && u.Preset != AzureIoTHub:
 		v.wrong(key+".password", "MQTT 3.1.1 has no password without a user name [MQTT-3.1.2-22]: set username")
 	case len(u.Username) > maxTopicBytes:
 		v.wrong(key+".username", "has %d bytes, at most %d can be sent", len(u.Username), maxTopicBytes)
 	}
 	for _, s := range servers {
-		if hasPassword && s.scheme == "mqtt" && !s.loopback() {
-			v.warn(key+".password", "goes to %s unencrypted; mqtts:// encrypts it", s)
+		if hasPassword && (s.scheme == "mqtt" || s.scheme == "ws") && !s.loopback() {
+			v.warn(key+".password", "goes to %s unencrypted; %ss:// encrypts it", s, s.scheme)
 			return
 		}
 	}
@@ -95,8 +99,8 @@ func (v *validator) login(key string, u Uplink, servers []endpoint) {
 
 // tlsFiles checks ca, cert and key together with the schemes they are for.
 func (v *validator) tlsFiles(key string, u *Uplink, servers []endpoint) {
-	encrypted := slices.ContainsFunc(servers, func(e endpoint) bool { return e.scheme == "mqtts" })
-	plain := slices.ContainsFunc(servers, func(e endpoint) bool { return e.scheme == "mqtt" })
+	encrypted := slices.ContainsFunc(servers, endpoint.encrypted)
+	plain := slices.ContainsFunc(servers, func(e endpoint) bool { return e.host != "" && !e.encrypted() })
 	for _, f := range []struct {
 		key   string
 		value *string
@@ -109,7 +113,7 @@ func (v *validator) tlsFiles(key string, u *Uplink, servers []endpoint) {
 		}
 		*f.value = v.absolute(*f.value)
 		if plain && !encrypted {
-			v.wrong(f.key, "is only for mqtts://, and no server of this uplink is; write mqtts:// or remove it")
+			v.wrong(f.key, "is only for mqtts:// and wss://, and no server of this uplink is; write mqtts:// or remove it")
 		}
 	}
 	v.authority(key+".ca", u.CA)

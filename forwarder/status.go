@@ -21,6 +21,7 @@ type UplinkStatus struct {
 	Dead      uint64  `json:"dead"` // dead letters kept
 	// LastError is the alarm while sending pauses, else the connection's last error.
 	LastError string `json:"last_error"`
+	Note      string `json:"note,omitempty"` // how it stands with the servers in front of the one in use
 }
 
 // Status returns a look at every uplink, in name order.
@@ -36,6 +37,7 @@ func (o *output) status(l *ledger, now time.Time) UplinkStatus {
 	link := o.uplink.Status()
 	s := UplinkStatus{
 		Name: o.name, Connected: link.Connected, Server: link.Server, Window: link.Window, LastError: link.LastError,
+		Note:      link.Note,
 		InFlight:  o.drain.inFlight.Load(),
 		Delivered: l.total(o.index, placeDelivered),
 		Evicted:   l.total(o.index, placeEvicted),

@@ -26,6 +26,7 @@ type LinkStatus struct {
 	// Window is how many unacknowledged messages the peer allows; 0: not known.
 	Window    int
 	LastError string
+	Note      string // what else an operator may want to know; empty: nothing
 }
 
 // Link is one connection to a cloud broker and ends with it, so that an acknowledgement of one connection can never be

@@ -2,20 +2,16 @@ package main
 
 import (
 	"context"
-	"crypto/tls"
-	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"maps"
-	"net"
-	"os"
 	"slices"
-	"strings"
 	"time"
 
 	"tidegate/config"
+	"tidegate/forwarder/uplink"
 )
 
 // onlineTimeout bounds the attempt to reach one server.
@@ -102,7 +98,7 @@ func reachAll(c *config.Config) config.Problems {
 		var failed config.Problems
 		key := "uplink." + name + ".servers"
 		for i, server := range u.Servers {
-			if err := reach(server, u); err != nil {
+			if err := reach(name, u, c.Gateway.ID, i); err != nil {
 				at := u.ServersAt[i]
 				failed = append(failed, config.Problem{
 					File: at.File, Line: at.Line, Column: at.Column, Key: key, Severity: config.Warning, Message: server + ": " + err.Error(),
@@ -119,45 +115,9 @@ func reachAll(c *config.Config) config.Problems {
 	return all
 }
 
-// reach connects to one server and ends the connection again.
-func reach(server string, u config.Uplink) error {
+// reach connects to the i-th server of an uplink as that would, through its proxy, and ends the connection again.
+func reach(name string, u config.Uplink, gatewayID string, i int) error {
 	ctx, cancel := context.WithTimeout(context.Background(), onlineTimeout)
 	defer cancel()
-	address := config.HostPort(server)
-	var conn net.Conn
-	var err error
-	if strings.HasPrefix(server, "mqtts://") {
-		var tc *tls.Config
-		if tc, err = clientTLS(u); err != nil {
-			return err
-		}
-		conn, err = (&tls.Dialer{Config: tc}).DialContext(ctx, "tcp", address)
-	} else {
-		conn, err = (&net.Dialer{}).DialContext(ctx, "tcp", address)
-	}
-	if err != nil {
-		return err
-	}
-	return conn.Close()
-}
-
-// clientTLS returns what the uplink would use.
-func clientTLS(u config.Uplink) (*tls.Config, error) {
-	tc := &tls.Config{MinVersion: tls.VersionTLS12}
-	if u.CA != "" {
-		pem, err := os.ReadFile(u.CA)
-		if err != nil {
-			return nil, err
-		}
-		tc.RootCAs = x509.NewCertPool()
-		tc.RootCAs.AppendCertsFromPEM(pem)
-	}
-	if u.Cert != "" {
-		pair, err := tls.LoadX509KeyPair(u.Cert, u.Key)
-		if err != nil {
-			return nil, err
-		}
-		tc.Certificates = []tls.Certificate{pair}
-	}
-	return tc, nil
+	return uplink.Reach(ctx, name, u, gatewayID, i)
 }

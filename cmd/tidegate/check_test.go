@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"net"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
@@ -93,6 +95,13 @@ func TestCheckOnline(t *testing.T) {
 	if err := dead.Close(); err != nil {
 		t.Fatal(err)
 	}
+	// A server that knows no WebSocket, and a proxy that says yes to every CONNECT.
+	web := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method != http.MethodConnect {
+			http.NotFound(w, r)
+		}
+	}))
+	defer web.Close()
 	text := func(servers ...string) string {
 		return fmt.Sprintf("[route.r]\nfrom = ['a']\n[uplink.c]\nservers = [%s]\n", strings.Join(servers, ", "))
 	}
@@ -105,6 +114,9 @@ func TestCheckOnline(t *testing.T) {
 		{"reachable", text(up), 0, ""},
 		{"one of two", text(up, down), 0, fmt.Sprintf(":4:%d: ", len("servers = [")+len(up)+len(", ")+1)},
 		{"none", text(down), 69, ":4:12: "},
+		{"no websocket there", text(fmt.Sprintf("'ws://%s'", web.Listener.Addr())), 69, ":4:12: "},
+		{"through a proxy", text("'mqtt://broker.test:1883'") + fmt.Sprintf("proxy = 'http://%s'\n", web.Listener.Addr()), 0, ""},
+		{"through no proxy", text(up) + fmt.Sprintf("proxy = 'http://%s'\n", gone), 69, ":4:12: "},
 		{"wrong", text(), 78, ":4:11: "},
 	} {
 		got := runCommand(cmdCheck, "", "--online", "--config", configFile(t, c.text))

@@ -87,6 +87,9 @@ func printUplinks(w io.Writer, uplinks []admin.UplinkStatus) {
 	}
 	_ = t.Flush()
 	for _, u := range uplinks {
+		if u.Note != "" {
+			fmt.Fprintf(w, "%s: %s\n", u.Name, u.Note)
+		}
 		if u.LastError != "" {
 			fmt.Fprintf(w, "%s: last error: %s\n", u.Name, u.LastError)
 		}

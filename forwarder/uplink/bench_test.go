@@ -3,9 +3,13 @@ package uplink
 import (
 	"context"
 	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"strings"
 	"sync/atomic"
 	"testing"
 
+	"github.com/gorilla/websocket"
 	"github.com/prometheus/client_golang/prometheus"
 
 	"tidegate/config"
@@ -16,7 +20,11 @@ import (
 func BenchmarkSend(b *testing.B) {
 	for _, v := range variants() {
 		b.Run(v.name, func(b *testing.B) {
-			c := config.Uplink{Servers: []string{"mqtt://" + sink(b, nil)}, Protocol: v.protocol, MaxInFlight: 8192}
+			server := "mqtt://" + sink(b, nil)
+			if v.ws {
+				server = webSocketSink(b)
+			}
+			c := config.Uplink{Servers: []string{server}, Protocol: v.protocol, MaxInFlight: 8192}
 			client := openBench(b, c, v)
 			ctx, cancel := context.WithCancel(context.Background())
 			ended := make(chan error, 1)
@@ -52,6 +60,22 @@ func BenchmarkSend(b *testing.B) {
 			b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "messages/s")
 		})
 	}
+}
+
+// webSocketSink is a sink that is reached over WebSocket.
+func webSocketSink(b testing.TB) string {
+	b.Helper()
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		up := websocket.Upgrader{Subprotocols: []string{"mqtt"}, ReadBufferSize: 32 << 10, WriteBufferSize: 32 << 10}
+		ws, err := up.Upgrade(w, r, nil)
+		if err != nil {
+			return
+		}
+		defer ws.Close()
+		_ = acknowledge(newWebSocketConn(ws, ws.NetConn()), nil) // it ends with the connection
+	}))
+	b.Cleanup(s.Close)
+	return "ws" + strings.TrimPrefix(s.URL, "http")
 }
 
 func openBench(b *testing.B, c config.Uplink, v variant) *Client {

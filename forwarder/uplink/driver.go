@@ -17,6 +17,9 @@ type driver interface {
 type hello struct {
 	server server
 	will   message.Message
+	login  login
+	// probe asks only whether the server answers: with an identifier of its own, a clean session and no will.
+	probe bool
 	// release asks to release the QoS 2 identifiers of earlier connections before anything is sent, if there is a
 	// session. Without it they are released before the first QoS 2 message: a broker that knows no QoS 2 may not take a PUBREL.
 	release bool
@@ -29,6 +32,8 @@ type conn interface {
 	send(ctx context.Context, m message.Message, id Identity, done func(error)) error
 	// oldest says since when the oldest unanswered message has been the oldest; false when there is none.
 	oldest() (time.Time, bool)
+	// subscribes says since when the subscription of commands has had no answer; false when none is missing.
+	subscribes() (time.Time, bool)
 	inFlight() int
 	info() connInfo
 	// commands delivers what the broker publishes to us, in order. It is never closed; lost ends it.
@@ -54,6 +59,7 @@ type connInfo struct {
 	// What happened since.
 	exactly  bool   // a message was sent with QoS 2
 	answered uint64 // messages acknowledged, the gateway's own status among them
+	taken    uint64 // those of them that the broker did not refuse
 }
 
 // command is a message from the cloud that is not acknowledged yet.

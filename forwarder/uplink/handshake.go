@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"bytes"
 	"context"
-	"crypto/tls"
 	"fmt"
 	"io"
 	"net"
@@ -12,32 +11,9 @@ import (
 
 	"github.com/mochi-mqtt/server/v2/packets"
 
+	"tidegate/config"
 	"tidegate/message"
 )
-
-// dial opens the connection to a server, with TLS where the server asks for it. It returns the connection to speak MQTT
-// on and the TCP connection under it.
-func dial(ctx context.Context, s *settings, sv server) (nc, tcp net.Conn, err error) {
-	var d net.Dialer
-	tcp, err = d.DialContext(ctx, "tcp", sv.addr)
-	if err != nil {
-		return nil, nil, &endError{label: endNetwork, err: err}
-	}
-	if !sv.secure {
-		return tcp, tcp, nil
-	}
-	conf, err := s.tlsConfig(sv.host)
-	if err != nil {
-		_ = tcp.Close()
-		return nil, nil, &endError{label: endNetwork, err: err}
-	}
-	t := tls.Client(tcp, conf)
-	if err := t.HandshakeContext(ctx); err != nil {
-		_ = tcp.Close()
-		return nil, nil, ended(endNetwork, "tls with %s: %w", sv.addr, err)
-	}
-	return t, tcp, nil
-}
 
 // refusal is a CONNACK with a reason code other than success.
 type refusal struct {
@@ -122,11 +98,11 @@ type grant struct {
 }
 
 // connect says CONNECT and waits for the CONNACK.
-func connect(ctx context.Context, s *settings, nc net.Conn, r *bufio.Reader, will message.Message) (grant, error) {
+func connect(ctx context.Context, s *settings, nc net.Conn, r *bufio.Reader, h hello) (grant, error) {
 	stop := context.AfterFunc(ctx, func() { _ = nc.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
-	if _, err := nc.Write(connectPacket(s, will)); err != nil {
-		return grant{}, ended(endNetwork, "send connect: %w", err)
+	if _, err := nc.Write(connectPacket(s, h)); err != nil {
+		return grant{}, ended(endNetwork, "send connect: %w", timedOut(ctx, err))
 	}
 	first, n, err := readHeader(r)
 	if err != nil {
@@ -153,25 +129,33 @@ func timedOut(ctx context.Context, err error) error {
 	return unexpected(err)
 }
 
-func connectPacket(s *settings, will message.Message) []byte {
+// probeSuffix makes the client identifier of a probe.
+const probeSuffix = "-probe"
+
+func connectPacket(s *settings, h hello) []byte {
 	pk := packets.Packet{
 		FixedHeader: packets.FixedHeader{Type: packets.Connect}, ProtocolVersion: s.version,
 		Connect: packets.ConnectParams{
 			ProtocolName: []byte("MQTT"), ClientIdentifier: s.clientID, Clean: !s.resumes(),
 			Keepalive: uint16(min(max(s.keepAlive/time.Second, 1), 65535)),
-			WillFlag:  true, WillTopic: will.Topic, WillPayload: will.Payload, WillQos: 1, WillRetain: will.Retain,
 		},
 	}
-	if s.username != "" {
-		pk.Connect.UsernameFlag, pk.Connect.Username = true, []byte(s.username)
+	if h.probe {
+		pk.Connect.ClientIdentifier, pk.Connect.Clean = s.clientID+probeSuffix, true
+	} else {
+		pk.Connect.WillFlag, pk.Connect.WillTopic, pk.Connect.WillPayload = true, h.will.Topic, h.will.Payload
+		pk.Connect.WillQos, pk.Connect.WillRetain = 1, h.will.Retain
 	}
-	if s.password.IsSet() {
-		pk.Connect.PasswordFlag, pk.Connect.Password = true, []byte(s.password.Reveal())
+	if h.login.username != "" {
+		pk.Connect.UsernameFlag, pk.Connect.Username = true, []byte(h.login.username)
+	}
+	if h.login.password.IsSet() {
+		pk.Connect.PasswordFlag, pk.Connect.Password = true, []byte(h.login.password.Reveal())
 	}
 	if s.version == version5 {
 		pk.Properties.ReceiveMaximum = commandWindow
 		pk.Properties.MaximumPacketSize = maxIncoming
-		if s.resumes() {
+		if s.resumes() && !h.probe {
 			pk.Properties.SessionExpiryInterval = uint32(sessionExpiry / time.Second)
 			pk.Properties.SessionExpiryIntervalFlag = true
 		}
@@ -234,6 +218,17 @@ func subscribePacket(version byte, filters []string) []byte {
 	var b bytes.Buffer
 	_ = pk.SubscribeEncode(&b) // its only error is a missing packet identifier
 	return b.Bytes()
+}
+
+// limit takes back what a service does not take although its broker grants it.
+func (g *grant) limit(l config.Limits) {
+	if l.MaxQoS > 0 {
+		g.maxQoS = min(g.maxQoS, byte(l.MaxQoS))
+	}
+	if l.MaxPacket > 0 && (g.maxPacket == 0 || g.maxPacket > uint32(l.MaxPacket)) {
+		g.maxPacket = uint32(l.MaxPacket)
+	}
+	g.retain = g.retain && !l.NoRetain
 }
 
 // decode runs a decoder of mochi's over what a broker sent. One that fails over its input must cost that connection and not

@@ -55,9 +55,13 @@ var (
 type RefusedError struct {
 	Code   byte   // MQTT 5 reason code: 0x90 topic name invalid, 0x95 packet too large, 0x99 payload format invalid, ...
 	Reason string // what the broker, or this package, says about it; may be empty
+	Local  bool   // this package refused it, knowing what the cloud takes; it was not sent
 }
 
 func (e *RefusedError) Error() string {
+	if e.Local {
+		return fmt.Sprintf("not sent, the cloud would refuse it (%#x): %s", e.Code, e.Reason)
+	}
 	if e.Reason == "" {
 		return fmt.Sprintf("the cloud broker refuses the message (%#x)", e.Code)
 	}
@@ -103,6 +107,10 @@ func (e *endError) Unwrap() error { return e.err }
 // The reasons for which a connection ends or is not made; they are the values of a metric label and therefore few.
 const (
 	endNetwork     = "network"      // the connection broke or could not be made
+	endProxy       = "proxy"        // the proxy refused or could not be reached
+	endClock       = "clock"        // the clock is wrong, so no token can be signed
+	endRenewed     = "renewed"      // ended in order, because the token of the login was about to lapse
+	endFailback    = "failback"     // ended in order, because an earlier server is back
 	endRefused     = "refused"      // the broker refused the CONNECT
 	endKicked      = "disconnected" // the broker sent DISCONNECT
 	endTakenOver   = "taken_over"   // another client came with the same client identifier

@@ -11,6 +11,7 @@ type metrics struct {
 	connected  prometheus.Gauge
 	reconnects *prometheus.CounterVec
 	commands   *prometheus.CounterVec
+	stripped   *prometheus.CounterVec
 }
 
 func newMetrics(reg prometheus.Registerer, name string) (*metrics, error) {
@@ -34,10 +35,18 @@ func newMetrics(reg prometheus.Registerer, name string) (*metrics, error) {
 	if err != nil {
 		return nil, err
 	}
+	stripped, err := register(reg, prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "tidegate_uplink_stripped_total",
+		Help: "Messages sent without their retain flag (retain) or with a lower QoS (qos), because the cloud takes no better.",
+	}, []string{"uplink", "what"}))
+	if err != nil {
+		return nil, err
+	}
 	m := &metrics{
 		connected:  connected.With(uplink),
 		reconnects: reconnects.MustCurryWith(uplink),
 		commands:   commands.MustCurryWith(uplink),
+		stripped:   stripped.MustCurryWith(uplink),
 	}
 	m.connected.Set(0)
 	return m, nil

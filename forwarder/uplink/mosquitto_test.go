@@ -33,7 +33,13 @@ func startMosquitto(t *testing.T, extra ...string) *mosquitto {
 	if err != nil {
 		t.Fatal(err)
 	}
+	_, wsPort, err := net.SplitHostPort(unusedAddr(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	webSocketListeners.Store("127.0.0.1:"+port, "ws://127.0.0.1:"+wsPort)
 	lines := append([]string{
+		"listener " + wsPort + " 127.0.0.1", "protocol websockets", // comes with a port of its own
 		"listener " + port + " 127.0.0.1", "allow_anonymous true", "persistence true", "persistence_location " + dir + "/",
 		"max_queued_messages 0", // by default it acknowledges and then drops what a slow subscriber has not taken
 		"user root",             // it would give up the right to its folder otherwise

@@ -266,10 +266,12 @@ func (p *pahoConn) oldest() (time.Time, bool) {
 	return p.born.Add(time.Duration(since)), since != 0
 }
 
+func (p *pahoConn) subscribes() (time.Time, bool) { return time.Time{}, false }
+
 func (p *pahoConn) inFlight() int { return len(p.places) }
 
 func (p *pahoConn) info() connInfo {
-	return connInfo{window: cap(p.places), answered: p.answered.Load()}
+	return connInfo{window: cap(p.places), answered: p.answered.Load(), taken: p.answered.Load()}
 }
 
 // commands is empty: the suite gives no commands to this driver.

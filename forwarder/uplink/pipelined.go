@@ -2,6 +2,7 @@ package uplink
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"net"
 	"sync"
@@ -10,6 +11,7 @@ import (
 
 	"github.com/mochi-mqtt/server/v2/packets"
 
+	"tidegate/config"
 	"tidegate/message"
 )
 
@@ -27,6 +29,8 @@ type pipelined struct {
 	box     *outbox
 	granted grant
 	hooks   hooks
+	limits  config.Limits
+	every   time.Duration // the keep alive interval, 0: none
 	queue   chan command
 
 	heard, said atomic.Bool // packets came, went since the last beat
@@ -40,9 +44,12 @@ type pipelined struct {
 	ending  bool  // stop was called: nothing more is taken
 	failure error // why the connection ended
 	recover recovery
+	// subscribing is since when the answer to the subscription is missing; zero: none is.
+	subscribing time.Time
 
 	exactly  bool   // for info
 	answered uint64 // for info
+	taken    uint64 // for info
 }
 
 // recovery is the releasing of QoS 2 identifiers that an earlier connection of the session may have left at the broker: it
@@ -72,13 +79,14 @@ func (pipelinedDriver) connect(ctx context.Context, s *settings, h hello) (conn,
 		return nil, err
 	}
 	r := bufio.NewReaderSize(nc, readBuffer)
-	g, err := connect(ctx, s, nc, r, h.will)
+	g, err := connect(ctx, s, nc, r, h)
 	if err != nil {
 		_ = tcp.Close()
 		return nil, err
 	}
+	g.limit(s.limits)
 	p := &pipelined{
-		version: s.version, tcp: tcp, box: newOutbox(nc), granted: g, hooks: s.hooks,
+		limits: s.limits, every: cmp.Or(min(g.keepAlive, s.keepAlive), s.keepAlive), version: s.version, tcp: tcp, box: newOutbox(nc), granted: g, hooks: s.hooks,
 		queue: make(chan command, commandWindow), gone: make(chan struct{}), closed: make(chan struct{}),
 		win: newWindow(s.inFlight(g.receive), s.exactlyOnce()),
 	}
@@ -90,6 +98,7 @@ func (pipelinedDriver) connect(ctx context.Context, s *settings, h hello) (conn,
 		}
 	}
 	if s.resumes() {
+		p.subscribing = time.Now()
 		_, _ = p.box.Write(subscribePacket(p.version, s.filters)) // an outbox never fails
 	}
 	go p.run(r) // ends when the connection does
@@ -135,13 +144,10 @@ func (p *pipelined) write() {
 }
 
 // beat sends PINGREQ where nothing was sent or heard for half the keep alive interval, and ends the connection when nothing
-// was heard for one and a half of it ([MQTT-3.1.2-20], and 3.1.2.10 for the answer).
+// was heard for one and a half of it ([MQTT-3.1.2-20], and 3.1.2.10 for the answer). A broker that wants it less often than
+// configured, or not at all, is asked as configured: it is also for us to know.
 func (p *pipelined) beat() {
-	if p.granted.keepAlive <= 0 {
-		<-p.gone
-		return
-	}
-	tick := time.NewTicker(p.granted.keepAlive / 2)
+	tick := time.NewTicker(max(p.every/2, time.Millisecond))
 	defer tick.Stop()
 	for quiet := 0; ; {
 		select {
@@ -156,7 +162,7 @@ func (p *pipelined) beat() {
 		}
 		switch {
 		case quiet >= 3:
-			p.fail(ended(endKeepAlive, "nothing was heard for %s, not even an answer to pingreq", p.granted.keepAlive*3/2))
+			p.fail(ended(endKeepAlive, "nothing was heard for %s, not even an answer to pingreq", p.every*3/2))
 			return
 		case !heard || !said:
 			_, _ = p.box.Write([]byte{packets.Pingreq << 4, 0}) // an outbox never fails
@@ -165,6 +171,10 @@ func (p *pipelined) beat() {
 }
 
 func (p *pipelined) send(ctx context.Context, m message.Message, id Identity, done func(error)) error {
+	if err := p.fit(&m); err != nil {
+		done(err)
+		return nil
+	}
 	pub := publication{
 		m: &m, identity: id, qos: min(max(byte(m.QoS), 1), 2, p.granted.maxQoS), retain: m.Retain && p.granted.retain,
 	}
@@ -172,6 +182,7 @@ func (p *pipelined) send(ctx context.Context, m message.Message, id Identity, do
 		done(err)
 		return nil
 	}
+	p.tellStripped(pub)
 	for waited := false; ; waited = true {
 		if sent, err := p.try(pub, done); sent || err != nil {
 			if waited {
@@ -240,6 +251,12 @@ func (p *pipelined) oldest() (time.Time, bool) {
 	return p.win.oldest()
 }
 
+func (p *pipelined) subscribes() (time.Time, bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.subscribing, !p.subscribing.IsZero()
+}
+
 func (p *pipelined) inFlight() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -251,6 +268,7 @@ func (p *pipelined) info() connInfo {
 	defer p.mu.Unlock()
 	return connInfo{
 		window: p.win.limit, granted: p.granted.receive, present: p.granted.present, exactly: p.exactly, answered: p.answered,
+		taken: p.taken,
 	}
 }
 
@@ -260,7 +278,7 @@ func (p *pipelined) acknowledge(c command, code byte) {
 	if c.packetID == 0 {
 		return
 	}
-	if p.version != version5 {
+	if p.version != version5 || p.limits.PlainAcks {
 		code = 0
 	}
 	_, _ = p.box.Write(appendAck(nil, packets.Puback, c.packetID, code)) // an outbox never fails

@@ -90,6 +90,9 @@ func (p *pipelined) handle(first byte, body []byte) error {
 		if err != nil {
 			return ended(endProtocol, "read %w", err)
 		}
+		p.mu.Lock()
+		p.subscribing = time.Time{}
+		p.mu.Unlock()
 		p.hooks.subscribed(codes)
 	case packets.Pingresp:
 	case packets.Disconnect:
@@ -168,6 +171,9 @@ func (p *pipelined) settleOne(a ack, now time.Time, out []byte, dones *[]complet
 			packets.PacketNames[a.kind], a.code)
 	}
 	p.answered++
+	if a.code < 0x80 {
+		p.taken++
+	}
 	*dones = append(*dones, completion{done: p.win.release(s, now), err: ackError(a.code, a.reason)})
 	return out, nil
 }

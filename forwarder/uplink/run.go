@@ -61,11 +61,15 @@ func (c *Client) Run(ctx context.Context, commands message.Handler) error {
 	defer c.over()
 	failures := 0
 	for next := 0; ctx.Err() == nil; {
-		sv := c.settings.servers[next]
 		started := time.Now()
-		err := c.once(ctx, sv, commands)
+		err := c.once(ctx, next, commands)
 		if ctx.Err() != nil {
 			return nil
+		}
+		c.tried(err, time.Since(started))
+		if m := (*move)(nil); errors.As(err, &m) {
+			next, c.returning = m.to, m.label == endFailback
+			continue
 		}
 		if errors.Is(err, errConnected) {
 			next = 0 // the servers are tried in order again
@@ -87,13 +91,20 @@ func (c *Client) Run(ctx context.Context, commands message.Handler) error {
 // errConnected is wrapped by the error of a connection that had been made.
 var errConnected = errors.New("connection ended")
 
-// once makes one connection and lives with it until it ends.
-func (c *Client) once(ctx context.Context, sv server, commands message.Handler) error {
+// once makes one connection to the i-th server and lives with it until it ends.
+func (c *Client) once(ctx context.Context, i int, commands message.Handler) error {
+	sv := c.settings.servers[i]
+	who, err := c.settings.login(sv, time.Now())
+	if err != nil {
+		c.failed("connect to", sv, err)
+		return err
+	}
 	dialing, cancel := context.WithTimeoutCause(ctx, connectTimeout,
 		fmt.Errorf("no answer within %s", connectTimeout))
-	cn, err := c.driver.connect(dialing, &c.settings, hello{server: sv, will: c.will(), release: c.release})
+	cn, err := c.driver.connect(dialing, &c.settings, hello{server: sv, will: c.will(), login: who, release: c.release})
 	cancel()
 	if err != nil {
+		err = hintToken(err, who)
 		if ctx.Err() == nil {
 			c.failed("connect to", sv, err)
 		}
@@ -101,23 +112,25 @@ func (c *Client) once(ctx context.Context, sv server, commands message.Handler) 
 		c.noRetain = c.noRetain || errors.As(err, &r) && r.version == version5 && r.code == codeRetainUnsupported
 		return err
 	}
-	err = c.serve(ctx, sv, cn, commands)
+	err = c.serve(ctx, sv, cn, commands, c.movers(i, who))
 	c.remember(cn.info())
-	if ctx.Err() == nil {
+	if m := (*move)(nil); errors.As(err, &m) {
+		c.moved(sv, m)
+	} else if ctx.Err() == nil {
 		c.failed("connection to", sv, err)
 	}
 	return fmt.Errorf("%w: %w", errConnected, err)
 }
 
-// remember decides how the next connection begins, and whether the last one was worth something. After QoS 2 messages the broker may hold identifiers. A resumed
-// session that ended before anything was acknowledged may have ended over identifiers of an earlier process, or over the
-// attempt to release them: the other way is tried then.
+// remember decides how the next connection begins, and whether the last one was worth something. After QoS 2 messages the
+// broker may hold identifiers. A resumed session that ended before anything was taken may have ended over identifiers of an
+// earlier process, or over the attempt to release them: the other way is tried then.
 func (c *Client) remember(last connInfo) {
-	c.useful = last.answered > 1
+	c.useful = last.taken > 1
 	switch {
 	case last.exactly:
 		c.release = true
-	case last.present && last.answered == 0:
+	case last.present && last.taken == 0:
 		c.release = !c.release
 	}
 }
@@ -125,12 +138,14 @@ func (c *Client) remember(last connInfo) {
 // will is what the broker publishes when this client vanishes.
 func (c *Client) will() message.Message {
 	m := statusMessage(c.settings.gateway, c.version, "offline", time.Now())
-	m.Retain = !c.noRetain
+	m.Retain = !c.noRetain && !c.settings.limits.NoRetain
+	m.Topic = c.settings.limits.OwnTopic(m.Topic)
 	return m
 }
 
-// serve uses a connection until it ends, and ends it in order when ctx does. It returns why the connection ended.
-func (c *Client) serve(ctx context.Context, sv server, cn conn, commands message.Handler) error {
+// serve uses a connection until it ends, and ends it in order when ctx does or one of movers says so. It returns why the
+// connection ended, a *move in the last case.
+func (c *Client) serve(ctx context.Context, sv server, cn conn, commands message.Handler, movers []mover) error {
 	alive, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var parts sync.WaitGroup
@@ -140,15 +155,33 @@ func (c *Client) serve(ctx context.Context, sv server, cn conn, commands message
 	c.announce(ctx, cn, "online")
 	parts.Go(func() { c.tell(alive, cn) }) // ends with the connection, or ctx
 	c.up(sv, l)
+	due := make(chan *move, len(movers))
+	for _, wait := range movers {
+		parts.Go(func() { // ends with the connection, or ctx
+			if m := wait(alive); m != nil {
+				due <- m
+			}
+		})
+	}
+	var left error
 	select {
 	case <-ctx.Done():
-		c.goodbye(cn)
 	case <-cn.lost():
+	case m := <-due:
+		if c.leave(ctx, cn, l, m) {
+			left = m
+		}
+	}
+	if ctx.Err() != nil && left == nil {
+		c.goodbye(cn)
 	}
 	<-cn.lost()
 	cancel()
 	parts.Wait()
 	c.down()
+	if left != nil {
+		return left
+	}
 	return cn.cause()
 }
 
@@ -186,7 +219,8 @@ func (c *Client) goodbye(cn conn) {
 	}
 }
 
-// watch drops the connection when the oldest message in flight gets no acknowledgement for ack_timeout.
+// watch drops the connection when the oldest message in flight gets no acknowledgement for ack_timeout, or the subscription
+// of commands no answer: a connection is worth what moves over it, not what its socket says.
 func (c *Client) watch(cn conn) {
 	tick := time.NewTicker(max(c.settings.ackTimeout/8, time.Millisecond))
 	defer tick.Stop()
@@ -198,6 +232,11 @@ func (c *Client) watch(cn conn) {
 		}
 		if since, ok := cn.oldest(); ok && time.Since(since) >= c.settings.ackTimeout {
 			cn.drop(ended(endAckTimeout, "no acknowledgement for the oldest message for %s", c.settings.ackTimeout))
+			<-cn.lost()
+			return
+		}
+		if since, ok := cn.subscribes(); ok && time.Since(since) >= c.settings.ackTimeout {
+			cn.drop(ended(endAckTimeout, "no answer to the subscription of commands for %s", c.settings.ackTimeout))
 			<-cn.lost()
 			return
 		}

@@ -1,6 +1,7 @@
 package uplink
 
 import (
+	"cmp"
 	"crypto/tls"
 	"crypto/x509"
 	"fmt"
@@ -30,6 +31,11 @@ type settings struct {
 	username      string
 	password      config.Secret
 	ca, cert, key string
+	serverName    string // asked for in the TLS handshake; empty: the host of the server
+	proxy         proxySettings
+	failback      time.Duration // 0: off
+	limits        config.Limits
+	tokens        tokens
 	keepAlive     time.Duration
 	maxInFlight   int // 0: auto
 	ackTimeout    time.Duration
@@ -41,6 +47,7 @@ type settings struct {
 type hooks struct {
 	subscribed func(codes []byte) // the answers to the subscription, one for each filter
 	overflow   func()             // a command with QoS 0 was lost because too many wait
+	stripped   func(what string)  // a message was sent without its retain flag, or with a lower QoS
 }
 
 // server is one address of the cloud broker.
@@ -49,6 +56,9 @@ type server struct {
 	addr   string // host:port
 	host   string // for the certificate and SNI
 	secure bool
+	// path is where MQTT is spoken over WebSocket, with the query behind it; empty: no WebSocket.
+	path string
+	alpn []string // offered in the TLS handshake; none: what the scheme needs
 }
 
 func newSettings(name string, c config.Uplink, gateway string) (settings, error) {
@@ -56,8 +66,10 @@ func newSettings(name string, c config.Uplink, gateway string) (settings, error)
 	s := settings{
 		name: name, gateway: gateway, clientID: expand.Replace(c.ClientID),
 		username: c.Username, password: c.Password, ca: c.CA, cert: c.Cert, key: c.Key,
+		serverName: c.ServerName, proxy: newProxySettings(c.Proxy), failback: c.Failback.D(), limits: c.Limits,
 		keepAlive: c.KeepAlive.D(), maxInFlight: int(c.MaxInFlight), ackTimeout: c.AckTimeout.D(),
 	}
+	s.limits.NoRetain = s.limits.NoRetain || c.Retain == "strip"
 	switch c.Protocol {
 	case "5", "":
 		s.version = version5
@@ -78,17 +90,27 @@ func newSettings(name string, c config.Uplink, gateway string) (settings, error)
 	if len(c.Servers) == 0 {
 		return s, fmt.Errorf("no servers")
 	}
-	for _, u := range c.Servers {
+	for i, u := range c.Servers {
 		sv, err := parseServer(u)
 		if err != nil {
 			return s, err
+		}
+		if sv.alpn = c.ALPN; i < len(c.ServerALPN) {
+			sv.alpn = c.ServerALPN[i]
 		}
 		s.servers = append(s.servers, sv)
 	}
 	for _, cmd := range c.Commands {
 		s.filters = append(s.filters, expand.Replace(cmd.From))
 	}
-	_, err := s.tlsConfig("")
+	if err := s.proxy.check(); err != nil {
+		return s, err
+	}
+	var err error
+	if s.tokens, err = newTokens(c); err != nil {
+		return s, err
+	}
+	_, err = s.tlsConfig(server{})
 	return s, err
 }
 
@@ -109,8 +131,16 @@ func parseServer(text string) (server, error) {
 		if port == "" {
 			port = "8883"
 		}
+	case "ws", "wss":
+		sv.secure = u.Scheme == "wss"
+		if port == "" {
+			port = map[bool]string{false: "80", true: "443"}[sv.secure]
+		}
+		if sv.path = u.RequestURI(); u.Path == "" {
+			sv.path = "/mqtt" + strings.TrimPrefix(sv.path, "/")
+		}
 	default:
-		return server{}, fmt.Errorf("server %q: want mqtt:// or mqtts://", text)
+		return server{}, fmt.Errorf("server %q: want mqtt://, mqtts://, ws:// or wss://", text)
 	}
 	if sv.host == "" {
 		return server{}, fmt.Errorf("server %q has no host", text)
@@ -121,8 +151,11 @@ func parseServer(text string) (server, error) {
 
 // tlsConfig reads the certificate files; it is called for every connection, so that replaced files are used without a
 // restart.
-func (s *settings) tlsConfig(host string) (*tls.Config, error) {
-	t := &tls.Config{MinVersion: tls.VersionTLS12, ServerName: host}
+func (s *settings) tlsConfig(sv server) (*tls.Config, error) {
+	t := &tls.Config{MinVersion: tls.VersionTLS12, ServerName: cmp.Or(s.serverName, sv.host), NextProtos: sv.alpn}
+	if sv.path != "" && len(sv.alpn) == 0 {
+		t.NextProtos = []string{"http/1.1"} // the upgrade to WebSocket is one of HTTP/1.1 (RFC 6455, 4.1)
+	}
 	if s.ca != "" {
 		pem, err := os.ReadFile(s.ca)
 		if err != nil {

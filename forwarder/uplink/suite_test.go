@@ -27,6 +27,7 @@ type variant struct {
 	protocol string
 	driver   driver
 	commands bool // the driver takes commands
+	ws       bool // over WebSocket
 }
 
 func (v variant) is5() bool { return v.protocol == "5" }
@@ -34,6 +35,7 @@ func (v variant) is5() bool { return v.protocol == "5" }
 func variants() []variant {
 	return []variant{
 		{name: "mqtt5", protocol: "5", driver: pipelinedDriver{}, commands: true},
+		{name: "mqtt5-websocket", protocol: "5", driver: pipelinedDriver{}, commands: true, ws: true},
 		{name: "mqtt311-pipelined", protocol: "3.1.1", driver: pipelinedDriver{}, commands: true},
 		{name: "mqtt311-paho", protocol: "3.1.1", driver: pahoDriver{}},
 	}
@@ -77,7 +79,8 @@ func noGoroutinesLeft(t *testing.T) {
 type harness struct {
 	*Client
 	reg  *prometheus.Registry
-	stop func() // ends Run and waits for it
+	urls []string // of the servers, as they are configured
+	stop func()   // ends Run and waits for it
 	log  *safeBuffer
 }
 
@@ -106,6 +109,11 @@ func fastPace() pace {
 // open makes a client for v without running it.
 func open(t *testing.T, v variant, edit func(*config.Uplink), servers ...string) *harness {
 	t.Helper()
+	if v.ws {
+		for i, s := range servers {
+			servers[i] = overWebSocket(t, s)
+		}
+	}
 	c := config.Uplink{
 		Servers: servers, Protocol: v.protocol, ClientID: "gw-cloud", KeepAlive: config.Duration(30 * time.Second),
 		AckTimeout: config.Duration(5 * time.Second),
@@ -113,7 +121,7 @@ func open(t *testing.T, v variant, edit func(*config.Uplink), servers ...string)
 	if edit != nil {
 		edit(&c)
 	}
-	h := &harness{reg: prometheus.NewRegistry(), log: &safeBuffer{}}
+	h := &harness{reg: prometheus.NewRegistry(), log: &safeBuffer{}, urls: servers}
 	var err error
 	h.Client, err = New("cloud", c, "gw", slog.New(slog.NewTextHandler(h.log, nil)), h.reg)
 	if err != nil {

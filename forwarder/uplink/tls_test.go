@@ -150,3 +150,37 @@ func TestTLSRefusesWhatItCannotVerify(t *testing.T) {
 		eventually(t, "tls 1.1 refused", func() bool { return strings.Contains(h.Status().LastError, "tls with") })
 	})
 }
+
+// TestServerName: the name asked for and looked for is the one configured, whatever the address.
+func TestServerName(t *testing.T) {
+	a := newAuthority(t)
+	a.leaf(t, "cloud", "broker.example.com")
+	conf := a.server(t, "cloud")
+	conf.ClientAuth, conf.NextProtos = tls.NoClientCert, []string{"mqtt"}
+	protocols := make(chan string, 100)
+	conf.VerifyConnection = func(cs tls.ConnectionState) error {
+		protocols <- cs.NegotiatedProtocol
+		return nil
+	}
+	peer := cloud(t, testpeer.Options{TLS: conf})
+	h := run(t, variants()[0], func(c *config.Uplink) {
+		c.CA, c.ServerName, c.ALPN = a.path("ca.crt"), "broker.example.com", []string{"mqtt"}
+	}, nil, peer.URL())
+	connected(t, h)
+	if name, protocol := peer.Connects()[0].ServerName, <-protocols; name != "broker.example.com" || protocol != "mqtt" {
+		t.Errorf("asked for %q with %q", name, protocol)
+	}
+}
+
+// TestCertificateOutsideItsTime: on a machine whose clock is wrong the error says so; a certificate that did expire is one that
+// expired.
+func TestCertificateOutsideItsTime(t *testing.T) {
+	expired := x509.CertificateInvalidError{Cert: &x509.Certificate{}, Reason: x509.Expired}
+	wrapped := &tls.CertificateVerificationError{Err: expired}
+	if err := hintClock(wrapped, time.Unix(60, 0)); !strings.Contains(err.Error(), "the clock of this machine says 1970-01-01T00:01:00Z, which is wrong") {
+		t.Error(err)
+	}
+	if err := hintClock(wrapped, time.Date(2027, 1, 2, 0, 0, 0, 0, time.UTC)); strings.Contains(err.Error(), "clock") {
+		t.Error(err)
+	}
+}

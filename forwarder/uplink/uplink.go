@@ -7,10 +7,13 @@
 //
 // The driver is our own pipelined writer for both versions (pipelined.go, reader.go, wire.go, window.go). In the tests
 // paho.mqtt.golang passes the same suite of behaviour beside it, as an oracle that shares no code with it. Start reading
-// at Client and Run; link.go is what the forwarder sees.
+// at Client and Run; link.go is what the forwarder sees, dial.go how a connection is opened, leave.go how one that works is
+// left.
 //
 // Limits: delivery is at least once, also with QoS 2, because a message in flight on a lost connection is sent again
-// under another packet identifier. Enhanced authentication, topic aliases and WebSocket are not spoken.
+// under another packet identifier. Enhanced authentication and topic aliases are not spoken, and no
+// signatures for WebSocket at AWS. Commands that wait in the session at a server are fetched when the uplink is connected to
+// that very server.
 package uplink
 
 import (
@@ -19,6 +22,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -40,12 +44,19 @@ type Client struct {
 	noRetain bool
 	// release is hello.release of the next connection. Only Run uses it.
 	release bool
+	// quiet is how long an earlier server has to answer before a return to it; 0: there is none. returning says that the
+	// connection being made is such a return. Only Run uses them.
+	quiet     time.Duration
+	returning bool
+	// probe asks a server whether it is back; look, but in tests of the waiting alone.
+	probe func(context.Context, server) error
 	// useful says that the last connection took more than the status. Only Run uses it.
 	useful bool
 
 	mu      sync.Mutex
 	changed chan struct{} // closed and replaced when link changes
 	link    *link         // nil: no connection
+	leaving *link         // its connection is being ended in order
 	ended   bool          // Run has returned
 	status  Status
 	logged  string // the last failure that was logged
@@ -67,6 +78,8 @@ type Status struct {
 	Granted     int
 	LastError   string // the last failure, kept when it has passed
 	LastErrorAt time.Time
+	// Note says how it stands with the servers in front of the one in use; empty: there are none, or nothing is known.
+	Note string
 }
 
 // New prepares an uplink; it opens nothing and starts nothing. gatewayID is the [gateway] id; it stands in the status
@@ -88,7 +101,9 @@ func New(name string, c config.Uplink, gatewayID string, log *slog.Logger, reg p
 	client.settings.hooks = hooks{
 		subscribed: client.subscribed,
 		overflow:   func() { m.commands.WithLabelValues("lost").Inc() },
+		stripped:   func(what string) { m.stripped.WithLabelValues(what).Inc() },
 	}
+	client.quiet, client.probe = s.failback, client.look
 	client.status.Since = time.Now()
 	return client, nil
 }
@@ -127,16 +142,25 @@ func (c *Client) Status() Status {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	s := c.status
-	if c.link != nil {
-		s.InFlight = c.link.conn.inFlight()
+	for _, l := range []*link{c.link, c.leaving} {
+		if l != nil {
+			s.InFlight += l.conn.inFlight()
+		}
 	}
 	return s
 }
 
 // link is a Link.
-type link struct{ conn conn }
+type link struct {
+	conn  conn
+	users atomic.Int64 // see leave.go
+}
 
 func (l *link) Send(ctx context.Context, m message.Message, id Identity, done func(error)) error {
+	if !l.enter() {
+		return ErrDisconnected
+	}
+	defer l.users.Add(-1)
 	return l.conn.send(ctx, m, id, done)
 }
 
@@ -145,6 +169,9 @@ func (l *link) Proven() bool { return l.conn.info().answered > 0 }
 func (l *link) Lost() <-chan struct{} { return l.conn.lost() }
 
 func (l *link) Close(reason error) {
+	if l.users.Load()&sealed != 0 {
+		return // it is being ended in order, and takes nothing more
+	}
 	if reason == nil {
 		reason = errors.New("no reason given")
 	}
@@ -170,7 +197,7 @@ func (c *Client) down() {
 	c.metrics.connected.Set(0)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.link = nil
+	c.link, c.leaving = nil, nil
 	c.status.Connected, c.status.Since = false, time.Now()
 	c.note()
 }

@@ -1,12 +1,20 @@
 package archtest
 
 import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/pem"
 	"go/ast"
+	"math/big"
 	"os"
 	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 
 	"tidegate/config"
 )
@@ -106,6 +114,7 @@ var heredoc = regexp.MustCompile(`(?s)cat > \S+\.toml <<'?EOF'?\n(.*?)\nEOF\n`)
 // that the program takes.
 func TestConfigurationsInTheDocsAreValid(t *testing.T) {
 	found := 0
+	dir := sampleFiles(t)
 	for _, b := range blocks(t) {
 		var texts []string
 		switch b.lang {
@@ -118,7 +127,7 @@ func TestConfigurationsInTheDocsAreValid(t *testing.T) {
 		}
 		for _, text := range texts {
 			found++
-			if _, err := config.Parse(filepath.Join(root(t), b.page), []byte(text)); err != nil {
+			if _, err := config.Parse(filepath.Join(dir, "tidegate.toml"), []byte(text)); err != nil {
 				t.Errorf("%s:%d: %v", b.page, b.line, err)
 			}
 		}
@@ -126,6 +135,36 @@ func TestConfigurationsInTheDocsAreValid(t *testing.T) {
 	if found == 0 {
 		t.Error("found no configuration in the documentation")
 	}
+}
+
+// sampleFiles makes a folder with the files that configurations in the documentation name.
+func sampleFiles(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour)}
+	cert, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	private, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, data := range map[string][]byte{
+		"gateway.crt":    pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert}),
+		"gateway.key":    pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: private}),
+		"cloud.password": []byte("a password"), "proxy.password": []byte("a password"),
+		"device.sas": []byte(base64.StdEncoding.EncodeToString(make([]byte, 32))),
+	} {
+		if err := os.WriteFile(filepath.Join(dir, name), data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return dir
 }
 
 // TestCommandsInTheDocsExist: every `tidegate WORD` in the documentation is a command of this build.

@@ -69,6 +69,9 @@ var owners = map[string][]string{
 	"github.com/pelletier/go-toml/v2":         {"config"},
 	"github.com/plgd-dev/go-coap/v3":          {"bridges/coap", "internal/demo"},
 	"github.com/gopcua/opcua":                 {"bridges/opcua", "internal/demo"},
+	"github.com/gorilla/websocket":            {"forwarder/uplink"},
+	"golang.org/x/net/proxy":                  {"forwarder/uplink"},
+	"golang.org/x/net/http/httpproxy":         {"forwarder/uplink"},
 	"github.com/prometheus":                   {"edge", "forwarder", "admin", "bridges", "cmd/tidegate"},
 	"golang.org/x/crypto":                     {"access", "buffer"},
 	"golang.org/x/sys":                        {"buffer"},
@@ -88,6 +91,8 @@ var testOwners = map[string][]string{
 	"github.com/eclipse/paho.golang":      {"edge", "test/e2e"},
 	"github.com/eclipse/paho.mqtt.golang": {"edge", "test/e2e"},
 	"github.com/plgd-dev/go-coap/v3":      {"test/e2e"},
+	// A broker behind WebSocket, and the frames as another client of this library sees them.
+	"github.com/gorilla/websocket": {"test/e2e"},
 }
 
 // neverImport forbids parts of the standard library where a package promises to stay pure.

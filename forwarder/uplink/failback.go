@@ -1,0 +1,119 @@
+package uplink
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"time"
+
+	"github.com/mochi-mqtt/server/v2/packets"
+)
+
+const (
+	// maxQuiet bounds how long an earlier server has to answer after several returns that did not last.
+	maxQuiet = time.Hour
+	// probesPerQuiet is how often an earlier server is asked in the time it has to answer.
+	probesPerQuiet = 5
+	// probeLeast and probeMost bound the pause between two questions.
+	probeLeast = 20 * time.Millisecond
+	probeMost  = time.Minute
+)
+
+// awaitEarlier asks the servers in front of the one in use, again and again, until one of them has answered for c.quiet
+// without a break. Until then the connection that works is left alone.
+func (c *Client) awaitEarlier(ctx context.Context, current int) *move {
+	quiet := c.quiet
+	since := make([]time.Time, current) // zero: it does not answer
+	defer c.remark("")
+	for {
+		pause := min(max(quiet/probesPerQuiet, probeLeast), probeMost)
+		if !sleep(ctx, pause*9/10+rand.N(pause/5)) { //nolint:gosec // jitter is no secret
+			return nil
+		}
+		remark := ""
+		for i := range since {
+			sv := c.settings.servers[i]
+			err := c.probe(ctx, sv)
+			if ctx.Err() != nil {
+				return nil
+			}
+			if err != nil {
+				if !since[i].IsZero() {
+					c.log.Info("an earlier server went away again", "server", sv.url, "error", err)
+				}
+				since[i] = time.Time{}
+				remark = note(remark, fmt.Sprintf("%s does not answer: %v", sv.url, err))
+				continue
+			}
+			now := time.Now()
+			if since[i].IsZero() {
+				since[i] = now
+				c.log.Info("an earlier server answers again", "server", sv.url, "return_after", quiet)
+			}
+			held := now.Sub(since[i])
+			if held >= quiet {
+				return &move{label: endFailback, to: i, why: fmt.Sprintf("%s has answered for %s", sv.url, held.Round(time.Second/10))}
+			}
+			remark = note(remark, fmt.Sprintf("%s answers again; the uplink returns to it when that has lasted for %s", sv.url, quiet))
+		}
+		c.remark(remark)
+	}
+}
+
+func note(text, more string) string {
+	if text == "" {
+		return more
+	}
+	return text + "; " + more
+}
+
+// remark sets what the status says of the servers in front of the one in use.
+func (c *Client) remark(text string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.status.Note = text
+}
+
+// look proves that a server is back without touching the session this client has there: it connects with a client identifier
+// of its own, a clean session, no will and no subscription, and leaves. Where the service admits only the one identifier the
+// proof ends before MQTT.
+func (c *Client) look(ctx context.Context, sv server) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, connectTimeout, fmt.Errorf("no answer within %s", connectTimeout))
+	defer cancel()
+	nc, tcp, err := dial(ctx, &c.settings, sv)
+	if err != nil {
+		return err
+	}
+	defer tcp.Close()
+	if c.settings.limits.StrictIdentity {
+		return nil
+	}
+	who, err := c.settings.login(sv, time.Now())
+	if err != nil {
+		return err
+	}
+	_, err = connect(ctx, &c.settings, nc, bufio.NewReader(nc), hello{server: sv, login: who, probe: true})
+	if err != nil {
+		return proves(err)
+	}
+	_, _ = nc.Write([]byte{packets.Disconnect << 4, 0}) // it is closed anyway
+	return nil
+}
+
+// proves forgives the refusals that are about the identifier of the question and not about the server: rules may admit no
+// other than the configured one.
+func proves(err error) error {
+	var r *refusal
+	if !errors.As(err, &r) {
+		return err
+	}
+	switch {
+	case r.version == version311 && (r.code == 2 || r.code == 5):
+		return nil
+	case r.version == version5 && (r.code == 0x85 || r.code == codeNotAuthorized):
+		return nil
+	}
+	return err
+}
