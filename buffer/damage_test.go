@@ -425,7 +425,7 @@ func TestEmptySegmentFile(t *testing.T) {
 	} {
 		m, want := sample(t, 8, true)
 		path := "/log/" + segmentName(0xff)
-		m.names[path] = &memFile{fs: m, path: path, data: content, dirty: map[int]bool{}}
+		m.names[path] = newMemFile(m, path, content)
 		damaged := name == "short" || name == "behind"
 		for _, open := range []func(string, Options) (*Log, error){OpenReadOnly, Open} {
 			l, err := open("/log", Options{FS: m, SegmentBytes: 8 << 10})

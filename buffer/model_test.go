@@ -26,6 +26,7 @@ type fact struct {
 	durable bool // Notify said so
 	gone    bool // acknowledged or dropped: may be there or not after a crash
 	failed  bool // Notify said so: may be there or not
+	expires bool
 }
 
 // nameOf is what must never name two records.
@@ -46,14 +47,23 @@ type model struct {
 	o  Options
 	l  *Log
 
-	mu    sync.Mutex // guards facts, which callbacks change
-	facts map[int]*fact
-	names map[nameOf]int
-	qs    map[string]*Queue
-	next  int
-	last  Pos
-	lost  uint64 // what was reported as lost
-	dying bool   // the power is off: what the old log still finds does not count
+	mu     sync.Mutex // guards facts, which callbacks change
+	facts  map[int]*fact
+	names  map[nameOf]int
+	qs     map[string]*Queue
+	bounds [2]*Bound
+	next   int
+	last   Pos
+	lost   uint64 // what was reported as lost
+	dying  bool   // the power is off: what the old log still finds does not count
+	// unsure queues were not read since a crash: what is gone may be back, what was not durable may be there or not.
+	unsure map[string]bool
+
+	// wait waits until a position is on disk, or the power goes. skip says which queues an open leaves undeclared.
+	wait func(p Pos)
+	skip func(name string) bool
+	// lifetimes says that records may expire.
+	lifetimes bool
 
 	traceMu sync.Mutex
 	trace   []string
@@ -64,6 +74,9 @@ var modelQueues = []string{"uplink/a/normal", "uplink/a/urgent", "uplink/b/norma
 func newModel(t *testing.T, seed uint64, o Options) *model {
 	m := &model{t: t, r: rand.New(rand.NewPCG(seed, 7)), fs: newMemFS(), facts: map[int]*fact{}, names: map[nameOf]int{}}
 	m.o = o
+	m.unsure = map[string]bool{}
+	m.wait = func(p Pos) { _ = m.l.Wait(t.Context(), p) }
+	m.skip = func(string) bool { return false }
 	m.open()
 	return m
 }
@@ -110,34 +123,57 @@ func (m *model) open() {
 	if err != nil {
 		m.fail("open: %v", err)
 	}
+	m.opened(l)
+}
+
+// opened declares the queues of a log that was just opened.
+func (m *model) opened(l *Log) {
+	m.t.Helper()
 	m.l, m.last = l, 0
 	m.qs = map[string]*Queue{}
-	ba := l.NewBound(40<<10, DropOldest)
-	bb := l.NewBound(30<<10, Refuse)
-	for _, name := range modelQueues {
-		qo := QueueOptions{OnDrop: m.dropped}
-		switch {
-		case strings.Contains(name, "/a/"):
-			qo.Bound = ba
-		case strings.Contains(name, "/b/"):
-			qo.Bound = bb
-		}
-		q, err := l.Queue(name, qo)
-		if err != nil {
-			m.fail("queue: %v", err)
-		}
-		m.qs[name] = q
-	}
+	m.bounds = [2]*Bound{l.NewBound(40<<10, DropOldest), l.NewBound(30<<10, Refuse)}
 	m.log("open epoch %d", l.Epoch())
+	for _, name := range modelQueues {
+		if !m.skip(name) {
+			m.declare(name)
+		}
+	}
+}
+
+func (m *model) declare(name string) {
+	m.t.Helper()
+	qo := QueueOptions{OnDrop: m.dropped}
+	switch {
+	case strings.Contains(name, "/a/"):
+		qo.Bound = m.bounds[0]
+	case strings.Contains(name, "/b/"):
+		qo.Bound = m.bounds[1]
+	}
+	q, err := m.l.Queue(name, qo)
+	if err != nil {
+		m.fail("queue: %v", err)
+	}
+	m.qs[name] = q
+}
+
+// declared lists the queues that are declared, in a fixed order.
+func (m *model) declared() []string {
+	return slices.DeleteFunc(slices.Clone(modelQueues), func(name string) bool { return m.qs[name] == nil })
+}
+
+// anyQueue gives one of them.
+func (m *model) anyQueue() string {
+	names := m.declared()
+	return names[m.r.IntN(len(names))]
 }
 
 func (m *model) dropped(q *Queue, why Reason, recs []Rec) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if m.dying || m.fs.isDead() {
+		return
+	}
 	for _, r := range recs {
-		if m.dying {
-			return
-		}
 		f := m.factOf(q.Name(), r)
 		if f == nil {
 			if why == Evicted || why == Purged {
@@ -150,10 +186,13 @@ func (m *model) dropped(q *Queue, why Reason, recs []Rec) {
 			// and the process ended in between.
 			continue
 		}
+		if why == Expired && !f.expires {
+			m.t.Errorf("%s: record %d expired, but was to stay\n%s", q.Name(), r.Seq, m.lastTrace())
+		}
 		if f.durable && (why == Damaged || why == Failed) {
 			m.t.Errorf("%s: record %d (id %d, epoch %d) is %v, but was durable\n%s", q.Name(), r.Seq, f.id, f.epoch, why, m.lastTrace())
 		}
-		if f.gone && why != Failed {
+		if f.gone && why != Failed && !m.unsure[f.queue] {
 			m.t.Errorf("%s: record %d is %v, but was gone already", q.Name(), r.Seq, why)
 		}
 		f.gone = true
@@ -210,14 +249,18 @@ func (m *model) append() {
 	m.mu.Lock()
 	group := m.next
 	for range n {
-		name := modelQueues[m.r.IntN(len(modelQueues))]
+		name := m.anyQueue()
 		m.next++
 		size := m.r.IntN(60)
 		if m.r.IntN(12) == 0 {
 			size = m.r.IntN(5000)
 		}
-		recs = append(recs, Record{Queue: m.qs[name], Data: payload(m.next, size)})
-		facts = append(facts, &fact{id: m.next, queue: name, group: group})
+		var life time.Duration
+		if m.lifetimes && m.r.IntN(8) == 0 {
+			life = time.Duration(1+m.r.IntN(3000)) * time.Millisecond
+		}
+		recs = append(recs, Record{Queue: m.qs[name], Data: payload(m.next, size), Lifetime: life})
+		facts = append(facts, &fact{id: m.next, queue: name, group: group, expires: life > 0})
 	}
 	epoch := m.l.Epoch()
 	// The facts must be known before the callbacks can come.
@@ -247,23 +290,27 @@ func (m *model) append() {
 		for _, f := range facts {
 			f.durable = f.durable || err == nil
 			f.failed = f.failed || err != nil
+			if err == nil {
+				m.name(nameOf{f.queue, f.epoch, f.seq}, f.id)
+			}
 		}
 	})
 	if m.r.IntN(3) > 0 {
-		_ = m.l.Wait(m.t.Context(), p)
+		m.wait(p)
 	}
 }
 
 // read checks a part of a queue and acknowledges some of it.
 func (m *model) read() {
-	name := modelQueues[m.r.IntN(len(modelQueues))]
+	name := m.anyQueue()
 	q := m.qs[name]
 	after := q.Floor()
 	var got []Seq
+	ids := map[Seq]int{}
 	want := m.r.IntN(50)
 	err := q.Scan(after, func(r Rec) bool {
 		m.seen(name, r)
-		got = append(got, r.Seq)
+		got, ids[r.Seq] = append(got, r.Seq), idOf(r.Data)
 		return len(got) < want
 	})
 	if err != nil {
@@ -275,19 +322,11 @@ func (m *model) read() {
 		slices.Sort(got)
 	}
 	got = got[:m.r.IntN(len(got)+1)]
-	m.mu.Lock()
-	epochs := map[Seq]*fact{}
-	for _, f := range m.facts {
-		if f.queue == name && !f.gone {
-			epochs[f.seq] = f
-		}
-	}
-	m.mu.Unlock()
 	acked := q.Ack(got...)
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for _, seq := range acked {
-		if f := epochs[seq]; f != nil {
+		if f := m.facts[ids[seq]]; f != nil {
 			f.gone = true
 		}
 	}
@@ -306,28 +345,38 @@ func (m *model) seen(queue string, r Rec) {
 	if f.seq != r.Seq || f.epoch != r.Epoch {
 		m.fail("%s: record %d of epoch %d is read as %d of epoch %d", queue, f.seq, f.epoch, r.Seq, r.Epoch)
 	}
-	name := nameOf{queue, r.Epoch, r.Seq}
-	if other, ok := m.names[name]; ok && other != id {
-		m.fail("%v names records %d and %d", name, other, id)
+	m.name(nameOf{queue, r.Epoch, r.Seq}, id)
+}
+
+// name notes what a name stands for, which must be one record for ever. m.mu is held.
+func (m *model) name(n nameOf, id int) {
+	if other, ok := m.names[n]; ok && other != id {
+		m.t.Errorf("%v names records %d and %d\n%s", n, other, id, m.lastTrace())
 	}
-	m.names[name] = id
+	m.names[n] = id
 }
 
 // check reads everything and compares. After a crash, gone records may be back; otherwise not.
 func (m *model) check(crashed bool) {
 	m.t.Helper()
-	_ = m.l.Wait(m.t.Context(), m.last) // what is on the way would be half seen
+	m.wait(m.last) // what is on the way would be half seen
+	if m.fs.isDead() {
+		return
+	}
 	found := map[int]bool{}
-	for _, name := range modelQueues {
-		last := Seq(0)
+	for _, name := range m.declared() {
+		last, lastID := Seq(0), 0
 		var n uint64
 		err := m.qs[name].Scan(0, func(r Rec) bool {
 			m.seen(name, r)
 			if r.Seq <= last {
 				m.fail("%s: record %d behind %d", name, r.Seq, last)
 			}
-			last = r.Seq
-			found[idOf(r.Data)] = true
+			if id := idOf(r.Data); id <= lastID {
+				m.fail("%s: record %d holds what was appended before that of record %d", name, r.Seq, last)
+			}
+			last, lastID = r.Seq, idOf(r.Data)
+			found[lastID] = true
 			n++
 			return true
 		})
@@ -344,9 +393,14 @@ func (m *model) check(crashed bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	groups := map[int][2]int{} // present, absent
+	unread := map[int]bool{}   // groups of which a part is in a queue that is not declared
 	for id, f := range m.facts {
+		if m.qs[f.queue] == nil {
+			unread[f.group] = true
+			continue
+		}
 		switch {
-		case f.gone && found[id] && !crashed:
+		case f.gone && found[id] && !crashed && !m.unsure[f.queue]:
 			m.fail("record %d of %s (sequence %d) is there although it is gone", id, f.queue, f.seq)
 		case !f.gone && f.durable && !found[id]:
 			m.fail("record %d of %s (sequence %d) is lost", id, f.queue, f.seq)
@@ -361,21 +415,26 @@ func (m *model) check(crashed bool) {
 			groups[f.group] = g
 		}
 	}
-	if !crashed {
-		return
-	}
 	for group, g := range groups {
-		if g[0] > 0 && g[1] > 0 {
+		if crashed && g[0] > 0 && g[1] > 0 && !unread[group] {
 			m.fail("append %d is half there: %d and %d", group, g[0], g[1])
 		}
 	}
 	for id, f := range m.facts {
+		if m.qs[f.queue] == nil || !crashed && !m.unsure[f.queue] {
+			continue
+		}
 		f.failed = false
 		if !found[id] {
-			delete(m.facts, id)
+			if !f.gone { // on a full disk what is gone may come back with a later cut
+				delete(m.facts, id)
+			}
 			continue
 		}
 		f.durable, f.gone = true, false
+	}
+	for name := range m.qs {
+		delete(m.unsure, name)
 	}
 }
 
@@ -435,13 +494,21 @@ func (m *model) crash(cut func() bool) {
 	m.fs = m.fs.powerCut(cut)
 	_ = old.Close() // only ends the goroutines; the file system is dead
 	m.mu.Lock()
+	m.afterCrash()
+	m.mu.Unlock()
+	m.open()
+	m.check(true)
+}
+
+// afterCrash notes that the old log and all its callbacks are gone. m.mu is held.
+func (m *model) afterCrash() {
 	m.dying = false
 	for _, f := range m.facts {
 		f.failed = false
 	}
-	m.mu.Unlock()
-	m.open()
-	m.check(true)
+	for _, name := range modelQueues {
+		m.unsure[name] = true
+	}
 }
 
 func (m *model) reopen() {
@@ -455,7 +522,7 @@ func (m *model) reopen() {
 
 // purge empties a queue.
 func (m *model) purge() {
-	name := modelQueues[m.r.IntN(len(modelQueues))]
+	name := m.anyQueue()
 	m.log("purge %s: %d", name, m.qs[name].Purge())
 }
 
