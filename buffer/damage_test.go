@@ -587,7 +587,7 @@ func TestCutInRecycledSegment(t *testing.T) {
 // TestEveryBit flips every single bit of the frames of a small log that was killed.
 func TestEveryBit(t *testing.T) {
 	t.Parallel()
-	m, want := sample(t, 2, false)
+	m, want := sample(t, 1, false)
 	for path, size := range segmentFiles(m) {
 		for at := dataStart; at < size; at++ {
 			for bit := range 8 {

@@ -30,7 +30,7 @@ func (u uplinkPort) Connected(ctx context.Context) (forwarder.Link, error) {
 
 func (u uplinkPort) Status() forwarder.LinkStatus {
 	s := u.client.Status()
-	return forwarder.LinkStatus{Connected: s.Connected, Server: s.Server, Window: s.Window, LastError: s.LastError}
+	return forwarder.LinkStatus{Connected: s.Connected, Server: s.Server, Window: s.Window, Granted: s.Granted, LastError: s.LastError}
 }
 
 // linkPort is one connection as the forwarder sees it.
