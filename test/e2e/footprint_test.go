@@ -58,15 +58,18 @@ func residentKiB(t testing.TB, g *gateway) int {
 }
 
 // residentOf is the resident memory of a process, in KiB.
-func residentOf(pid int) (int, error) {
+func residentOf(pid int) (int, error) { return memoryOf(pid, "VmRSS") }
+
+// memoryOf is one of the sizes in /proc/PID/status, in KiB.
+func memoryOf(pid int, what string) (int, error) {
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
 		return 0, err
 	}
 	for _, line := range strings.Split(string(text), "\n") {
-		if rest, ok := strings.CutPrefix(line, "VmRSS:"); ok {
+		if rest, ok := strings.CutPrefix(line, what+":"); ok {
 			return strconv.Atoi(strings.Fields(rest)[0])
 		}
 	}
-	return 0, errors.New("no VmRSS")
+	return 0, errors.New("no " + what)
 }

@@ -271,16 +271,25 @@ func (s *sink) age(topic string, p float64) time.Duration {
 	return sorted[int(p*float64(len(sorted)-1))]
 }
 
-// blast publishes the numbers from+1 to from+n on a topic with QoS 1, a window of messages in flight, as fast as they are acknowledged, and
-// wants every acknowledgement in order.
-func blast(addr, name, topic string, from, n, window, size int) error {
+// load is what a number of devices publish: size bytes each, with QoS 1 and a window of messages in flight for each device.
+type load struct {
+	names  []string
+	size   int
+	window int
+	rate   int // of all together, in messages per second; 0: as fast as they are acknowledged
+}
+
+// publish sends the numbers from+1 to from+n of one device and wants every acknowledgement in order.
+func (l load) publish(addr, name string, from, n int) error {
 	w, err := dial(addr, "3.1.1", login{client: name})
 	if err != nil {
 		return err
 	}
 	defer w.close()
+	topic, size, window := "plant/"+name, l.size, l.window
 	free := make(chan int, window)
 	free <- window
+	begin := time.Now()
 	failed := make(chan error, 1)
 	go func() { // ends with the last message, or with the connection
 		var batch []byte
@@ -299,6 +308,9 @@ func blast(addr, name, topic string, from, n, window, size int) error {
 			if err := w.write(batch); err != nil {
 				failed <- err
 				return
+			}
+			if l.rate > 0 {
+				time.Sleep(time.Until(begin.Add(time.Duration(sent*len(l.names)) * time.Second / time.Duration(l.rate))))
 			}
 		}
 		failed <- nil
@@ -321,17 +333,16 @@ func blast(addr, name, topic string, from, n, window, size int) error {
 	return <-failed
 }
 
-// blastAll lets several devices publish n messages altogether, each its part behind what it published before, and returns how long it took.
-func blastAll(t testing.TB, addr string, names []string, from, n, window, size int) time.Duration {
+// run lets the devices publish n messages altogether, each its part behind the from messages that it published before, and returns how long
+// it took.
+func (l load) run(t testing.TB, addr string, from, n int) time.Duration {
 	t.Helper()
 	begin := time.Now()
-	errs := make(chan error, len(names))
-	for _, name := range names {
-		go func() { // ends with the last acknowledgement
-			errs <- blast(addr, name, "plant/"+name, from, n/len(names), window, size)
-		}()
+	errs := make(chan error, len(l.names))
+	for _, name := range l.names {
+		go func() { errs <- l.publish(addr, name, from, n/len(l.names)) }() // ends with the last acknowledgement
 	}
-	for range names {
+	for range l.names {
 		if err := <-errs; err != nil {
 			t.Fatal(err)
 		}
