@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"bytes"
 	"net"
 	"sync"
 	"testing"
@@ -128,7 +129,7 @@ func (p *proxy) pump(from, to net.Conn, way bool) {
 		delete(p.conns, to)
 		p.mu.Unlock()
 	}()
-	line := make(chan chunk, 1024) // what is on its way
+	line := make(chan chunk, 1<<16) // what is on its way: a long line holds much
 	ended := make(chan struct{})
 	p.wg.Go(func() { // ends with either connection
 		defer close(ended)
@@ -137,8 +138,8 @@ func (p *proxy) pump(from, to net.Conn, way bool) {
 		to.Close()
 	})
 	defer func() { close(line); <-ended }()
+	buf := make([]byte, 64<<10)
 	for {
-		buf := make([]byte, 4096)
 		n, err := from.Read(buf)
 		if err != nil {
 			return
@@ -160,7 +161,7 @@ func (p *proxy) pump(from, to net.Conn, way bool) {
 			return
 		}
 		select {
-		case line <- chunk{buf[:n], time.Now().Add(delay)}:
+		case line <- chunk{bytes.Clone(buf[:n]), time.Now().Add(delay)}:
 		case <-ended:
 			return
 		}
@@ -180,11 +181,16 @@ func (p *proxy) deliver(line <-chan chunk, to net.Conn) {
 		p.mu.Lock()
 		rate := p.rate
 		p.mu.Unlock()
-		if rate > 0 {
-			time.Sleep(time.Duration(len(c.b)) * time.Second / time.Duration(rate))
-		}
-		if _, err := to.Write(c.b); err != nil {
-			return
+		for rest := c.b; len(rest) > 0; {
+			n := len(rest)
+			if rate > 0 {
+				n = min(n, 4096)
+				time.Sleep(time.Duration(n) * time.Second / time.Duration(rate))
+			}
+			if _, err := to.Write(rest[:n]); err != nil {
+				return
+			}
+			rest = rest[n:]
 		}
 	}
 }

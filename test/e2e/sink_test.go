@@ -34,9 +34,10 @@ type sink struct {
 
 // sunk is what arrived on one topic.
 type sunk struct {
-	newest  int // all up to this one arrived, in order, apart from missing ones
-	repeats int // arrivals of a number that had come
-	gaps    int // numbers that were left out when a higher one came
+	newest  int          // all up to this one arrived, apart from the missing ones
+	missing map[int]bool // numbers that were left out when a higher one came
+	late    int          // of those, how many came then
+	repeats int          // arrivals of a number that had come
 	// ages are those of messages that carry the time at which they were sent as a third word, in nanoseconds.
 	ages []time.Duration
 }
@@ -191,15 +192,22 @@ func (s *sink) take(version, first byte, p []byte) (id []byte) {
 	defer s.mu.Unlock()
 	st := s.streams[string(topic)]
 	if st == nil {
-		st = &sunk{}
+		st = &sunk{missing: map[int]bool{}}
 		s.streams[string(topic)] = st
 	}
-	if err != nil || n <= st.newest {
+	switch {
+	case err != nil || n <= st.newest && !st.missing[n]:
 		st.repeats++
 		return id
+	case n <= st.newest:
+		delete(st.missing, n)
+		st.late++
+	default:
+		for i := st.newest + 1; i < n; i++ {
+			st.missing[i] = true
+		}
+		st.newest = n
 	}
-	st.gaps += n - st.newest - 1
-	st.newest = n
 	if s.begun.IsZero() {
 		s.begun = now
 	}
@@ -238,15 +246,24 @@ func (s *sink) rate() float64 {
 // requireAll wants the numbers 1 to want on a topic, in order.
 func (s *sink) requireAll(t testing.TB, topic string, want int) {
 	t.Helper()
+	if late := s.requireEach(t, topic, want); late > 0 {
+		t.Errorf("%s: %d messages came after later ones", topic, late)
+	}
+}
+
+// requireEach wants the numbers 1 to want on a topic, in any order, and returns how many came after a later one.
+func (s *sink) requireEach(t testing.TB, topic string, want int) (late int) {
+	t.Helper()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	st := s.streams[topic]
 	if st == nil {
 		st = &sunk{}
 	}
-	if st.newest != want || st.gaps > 0 {
-		t.Errorf("%s: the newest number is %d, want %d; %d were left out, %d came again", topic, st.newest, want, st.gaps, st.repeats)
+	if st.newest != want || len(st.missing) > 0 {
+		t.Errorf("%s: the newest number is %d, want %d; %d are missing, %d came again", topic, st.newest, want, len(st.missing), st.repeats)
 	}
+	return st.late
 }
 
 // repeated counts arrivals of what had come before.
