@@ -24,7 +24,7 @@ func (m bridge) pid() int     { return m.cmd.Process.Pid }
 func newBridge(t testing.TB, to *sink) bridge {
 	return bridge{newCloud(t, "max_inflight_messages 0", "connection cloud", "address "+to.addr, "topic plant/# out 1",
 		"cleansession false", "try_private false", "notifications false", "bridge_protocol_version mqttv311",
-		"start_type automatic", "restart_timeout 1")}
+		"start_type automatic", "restart_timeout 1", "autosave_interval 1800")}
 }
 
 // account is what a relay did, in the medians of several rounds.
