@@ -47,15 +47,17 @@ type model struct {
 	o  Options
 	l  *Log
 
-	mu     sync.Mutex // guards facts, which callbacks change
-	facts  map[int]*fact
-	names  map[nameOf]int
-	qs     map[string]*Queue
-	bounds [2]*Bound
-	next   int
-	last   Pos
-	lost   uint64 // what was reported as lost
-	dying  bool   // the power is off: what the old log still finds does not count
+	mu      sync.Mutex // guards facts, which callbacks change
+	facts   map[int]*fact
+	names   map[nameOf]int
+	qs      map[string]*Queue
+	bounds  [2]*Bound
+	small   int // how often the bounds are halved
+	next    int
+	last    Pos
+	lost    uint64 // what was reported as lost
+	expired int    // records
+	dying   bool   // the power is off: what the old log still finds does not count
 	// unsure queues were not read since a crash: what is gone may be back, what was not durable may be there or not.
 	unsure map[string]bool
 
@@ -131,7 +133,7 @@ func (m *model) opened(l *Log) {
 	m.t.Helper()
 	m.l, m.last = l, 0
 	m.qs = map[string]*Queue{}
-	m.bounds = [2]*Bound{l.NewBound(40<<10, DropOldest), l.NewBound(30<<10, Refuse)}
+	m.bounds = [2]*Bound{l.NewBound(40<<10>>m.small, DropOldest), l.NewBound(30<<10>>m.small, Refuse)}
 	m.log("open epoch %d", l.Epoch())
 	for _, name := range modelQueues {
 		if !m.skip(name) {
@@ -174,6 +176,9 @@ func (m *model) dropped(q *Queue, why Reason, recs []Rec) {
 		return
 	}
 	for _, r := range recs {
+		if why == Expired {
+			m.expired++
+		}
 		f := m.factOf(q.Name(), r)
 		if f == nil {
 			if why == Evicted || why == Purged {

@@ -25,10 +25,22 @@ type cuts struct {
 	boots uint64
 	room  int64 // size of the disk; 0: no limit
 	n     int   // cuts so far
+	done  work
 
 	turns    sync.Mutex
 	waiting  []turn
 	gateless bool // the power is off: nobody waits for a turn
+}
+
+// work is what the log did besides storing, which cuts must have met.
+type work struct{ opens, evicted, expired, relocated, recycled int }
+
+func (w *work) add(o work) {
+	w.opens += o.opens
+	w.evicted += o.evicted
+	w.expired += o.expired
+	w.relocated += o.relocated
+	w.recycled += o.recycled
 }
 
 // turn is a goroutine of the log that waits to change the disk.
@@ -47,6 +59,9 @@ func newCuts(t *testing.T, seed uint64) *cuts {
 	m.wait = c.settleUntil
 	m.skip = func(string) bool { return len(m.qs) > 0 && m.r.IntN(5) == 0 } // one at least is declared
 	m.o = Options{SegmentBytes: []int64{8 << 10, 16 << 10, 40 << 10}[m.r.IntN(3)], Clock: c.clock.read}
+	if seed%3 == 0 {
+		m.small = 3
+	}
 	if seed%5 == 0 {
 		c.room = int64(60+m.r.IntN(140)) << 10 // the bounds and all there is beside need more
 	}
@@ -63,7 +78,7 @@ func (c *cuts) boot() {
 	c.clock.restart(c.boots, 0)
 	c.fs.gate = c.gate
 	c.fs.room = c.room
-	c.fs.dieAt = 1 + c.r.IntN([]int{8, 40, 200}[c.r.IntN(3)])
+	c.fs.dieAt = 1 + c.r.IntN([]int{8, 40, 200, 600}[c.r.IntN(4)])
 	c.turns.Lock()
 	c.gateless = false
 	c.turns.Unlock()
@@ -102,6 +117,9 @@ func (c *cuts) next() bool {
 	w := c.waiting[i]
 	c.waiting = append(c.waiting[:i], c.waiting[i+1:]...)
 	c.log("  %s", w.what)
+	if strings.HasPrefix(w.what, "rename") && strings.HasSuffix(w.what, segmentSuffix) {
+		c.done.recycled++
+	}
 	close(w.pass)
 	return true
 }
@@ -221,7 +239,20 @@ func (c *cuts) end() {
 	c.release()
 	if c.l != nil {
 		_ = c.l.Close()
+		c.account()
 	}
+}
+
+// account adds up what the log did that is closed now.
+func (c *cuts) account() {
+	st := c.l.Stats()
+	c.done.opens++
+	c.done.evicted += int(st.Evicted)
+	c.done.relocated += int(st.RelocatedBytes)
+	c.mu.Lock()
+	c.done.expired += c.expired
+	c.expired = 0
+	c.mu.Unlock()
 }
 
 // run does random work until the power went so many times.
@@ -287,6 +318,7 @@ func (c *cuts) step() {
 func (c *cuts) reopen() {
 	c.log("reopen")
 	err := c.aside(c.l.Close)
+	c.account()
 	if err != nil && !errors.Is(err, errDead) && !errors.Is(err, syscall.ENOSPC) {
 		c.fail("close: %v", err)
 	}
@@ -325,7 +357,7 @@ func TestPowerCut(t *testing.T) {
 	seeds := (number(t, "TIDEGATE_POWERCUTS", 400) + each - 1) / each
 	first := number(t, "TIDEGATE_POWERCUT_SEED", 1)
 	var mu sync.Mutex
-	total := 0
+	total, done := 0, work{}
 	t.Run("seeds", func(t *testing.T) {
 		for i := range seeds {
 			seed := first + i
@@ -341,10 +373,15 @@ func TestPowerCut(t *testing.T) {
 					c.run(each)
 					mu.Lock()
 					total += c.n
+					done.add(c.done)
 					mu.Unlock()
 				})
 			})
 		}
 	})
-	t.Logf("%d power cuts", total)
+	t.Logf("%d power cuts; the log was opened %d times, evicted %d records, let %d expire, relocated %d bytes, used %d segments again",
+		total, done.opens, done.evicted, done.expired, done.relocated, done.recycled)
+	if seeds > 10 && min(done.evicted, done.expired, done.relocated, done.recycled) == 0 {
+		t.Error("the log did not do all of that: the test proves too little")
+	}
 }
