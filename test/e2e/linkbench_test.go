@@ -43,7 +43,7 @@ func compareLines(b *testing.B, granted int) {
 	}
 	near := rate(400_000)
 	line.set(func(p *proxy) { p.delay = roundTrip / 2 })
-	far := rate(int(bound*6) + window)
+	far := rate(int(bound*10) + window)
 	ratio := far / min(near, bound)
 	b.ReportMetric(near, "near-messages/s")
 	b.ReportMetric(far, "far-messages/s")
