@@ -12,12 +12,9 @@ import (
 	"github.com/plgd-dev/go-coap/v3/message/codes"
 )
 
-// smallDisk mounts an ext4 of so many MiB, in a file of its own, and returns the folder. It needs root, as scripts/test does.
+// smallDisk mounts an ext4 of so many MiB, in a file of its own, and returns the folder. It needs root or sudo, as scripts/test does.
 func smallDisk(t testing.TB, mebibytes int) string {
 	t.Helper()
-	if os.Getuid() != 0 {
-		t.Skip("mounting a file system of its own needs root")
-	}
 	dir, err := os.MkdirTemp("", "tgd") // short: a socket stands in it
 	if err != nil {
 		t.Fatal(err)
@@ -29,25 +26,33 @@ func smallDisk(t testing.TB, mebibytes int) string {
 	}
 	for _, command := range [][]string{
 		{"truncate", "-s", fmt.Sprintf("%dM", mebibytes), image},
-		{"mkfs.ext4", "-q", "-F", "-m", "0", image},
+		{"mkfs.ext4", "-q", "-F", "-m", "0", "-E", fmt.Sprintf("root_owner=%d:%d", os.Getuid(), os.Getgid()), image},
 		{"mount", "-o", "loop", image, mount}, // umount lets go of the loop device, too
 	} {
-		path, err := exec.LookPath(command[0])
-		if err != nil {
-			path = "/usr/sbin/" + command[0]
-		}
-		if r := runLimited(t, exec.Command(path, command[1:]...)); r.code != 0 {
+		if r := runLimited(t, asRoot(command[0], command[1:]...)); r.code != 0 {
 			t.Fatalf("%s: %v", strings.Join(command, " "), r)
 		}
 		if command[0] == "mount" {
 			t.Cleanup(func() {
-				if r := runLimited(t, exec.Command("umount", mount)); r.code != 0 {
+				if r := runLimited(t, asRoot("umount", mount)); r.code != 0 {
 					t.Errorf("umount: %v", r)
 				}
 			})
 		}
 	}
 	return mount
+}
+
+// asRoot is a command as root: by itself, or by sudo.
+func asRoot(name string, args ...string) *exec.Cmd {
+	path, err := exec.LookPath(name)
+	if err != nil {
+		path = "/usr/sbin/" + name
+	}
+	if os.Getuid() != 0 {
+		return exec.Command("sudo", append([]string{"-n", path}, args...)...)
+	}
+	return exec.Command(path, args...)
 }
 
 // onFullDisk is a gateway on a small disk that devices of each protocol fill while the cloud is away.
