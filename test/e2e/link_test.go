@@ -150,12 +150,12 @@ func silentLine(t *testing.T, g *gateway, line *proxy, arrive func(string, int))
 // requireWindowShown wants status to say that the window of the broker is what bounds the rate.
 func requireWindowShown(t *testing.T, g *gateway) {
 	t.Helper()
-	waitFor(t, soon, "status to show a full window", func() bool {
+	waitFor(t, 60*time.Second, "status to show a full window", func() bool {
 		u := g.uplink("cloud")
 		return u.Window == 20 && u.Granted == 20 && u.InFlight >= 19
 	}, g.uplinkText)
 	var r result
-	waitFor(t, soon, "status to say so in words", func() bool {
+	waitFor(t, 60*time.Second, "status to say so in words", func() bool {
 		r = g.run("status")
 		return r.code == 0 && strings.Contains(r.out, " of 20 ") && strings.Contains(r.out, "the cloud broker grants 20 messages in flight")
 	}, func() string { return r.String() })
