@@ -178,7 +178,7 @@ func TestFullDiskRefuses(t *testing.T) {
 	f.stop()
 }
 
-// TestFullDiskDropsOldest: on a full disk the oldest records make room, are counted, and everything else arrives in order.
+// TestFullDiskDropsOldest: on a full disk the oldest records make room, are counted and announced, and everything else arrives in order.
 func TestFullDiskDropsOldest(t *testing.T) {
 	f := newOnFullDisk(t, "drop-oldest")
 	evicted := func() int { return int(f.metrics().places("cloud")["evicted"]) }
@@ -209,6 +209,14 @@ func TestFullDiskDropsOldest(t *testing.T) {
 		t.Errorf("%d arrived and %d are missing of %d; %d were counted as evicted", f.cloud.arrived(), gaps, n, most)
 	}
 	f.requireAccounted(t, evicted())
+	announced := func() int {
+		f.cloud.mu.Lock()
+		defer f.cloud.mu.Unlock()
+		return f.cloud.gone["evicted"]
+	}
+	waitFor(t, 90*time.Second, "every evicted record to be announced", func() bool { return announced() == evicted() }, func() string {
+		return fmt.Sprintf("%d of %d", announced(), evicted())
+	})
 	f.stop()
 }
 

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"encoding/binary"
+	"encoding/json"
 	"fmt"
 	"net"
 	"slices"
@@ -26,7 +27,8 @@ type sink struct {
 	ln      net.Listener
 	conns   map[net.Conn]bool
 	streams map[string]*sunk
-	total   int // first arrivals
+	total   int            // first arrivals
+	gone    map[string]int // records announced as never to come, by reason
 	bytes   int64
 	begun   time.Time // of the first arrival since reset
 	latest  time.Time // of the last one
@@ -45,7 +47,7 @@ type sunk struct {
 // newSink makes a sink that listens after up.
 func newSink(t testing.TB) *sink {
 	t.Helper()
-	s := &sink{t: t, addr: "127.0.0.1:0", conns: map[net.Conn]bool{}, streams: map[string]*sunk{}}
+	s := &sink{t: t, addr: "127.0.0.1:0", conns: map[net.Conn]bool{}, streams: map[string]*sunk{}, gone: map[string]int{}}
 	s.up()
 	t.Cleanup(func() {
 		s.down()
@@ -182,6 +184,9 @@ func (s *sink) take(version, first byte, p []byte) (id []byte) {
 		rest = rest[used+int(n):]
 	}
 	if bytes.HasPrefix(topic, []byte("tidegate/")) {
+		if bytes.HasSuffix(topic, []byte("/gaps")) {
+			s.announced(rest)
+		}
 		return id
 	}
 	_, text, _ := bytes.Cut(rest, []byte(" "))
@@ -220,6 +225,19 @@ func (s *sink) take(version, first byte, p []byte) (id []byte) {
 		}
 	}
 	return id
+}
+
+// announced notes a report of records that will never come.
+func (s *sink) announced(payload []byte) {
+	var report struct {
+		Reason string `json:"reason"`
+		Count  int    `json:"count"`
+	}
+	if json.Unmarshal(payload, &report) == nil {
+		s.mu.Lock()
+		s.gone[report.Reason] += report.Count
+		s.mu.Unlock()
+	}
 }
 
 // arrived is the number of first arrivals so far.
