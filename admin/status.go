@@ -22,8 +22,12 @@ type UplinkStatus struct {
 	Connected bool   `json:"connected"`
 	Server    string `json:"server"` // in use, or the last one that was tried
 	InFlight  int64  `json:"in_flight"`
-	Records   uint64 `json:"records"`
-	Bytes     int64  `json:"bytes"`
+	// Window is how many messages may be in flight: the lesser of max_in_flight and Granted, the Receive Maximum that the broker announced.
+	// 0 is not known, or not announced.
+	Window  int    `json:"window"`
+	Granted int    `json:"granted"`
+	Records uint64 `json:"records"`
+	Bytes   int64  `json:"bytes"`
 	// OldestS is the age of the oldest record in seconds; 0 when there is none.
 	OldestS   float64 `json:"oldest_s"`
 	Delivered uint64  `json:"delivered"` // since the start
@@ -31,6 +35,11 @@ type UplinkStatus struct {
 	Dead      uint64  `json:"dead"` // dead letters kept
 	LastError string  `json:"last_error"`
 	Note      string  `json:"note,omitempty"` // how it stands with the servers in front of the one in use
+}
+
+// WindowFull reports that the window bounds the rate at this moment: as much is in flight as may be, and more waits.
+func (u UplinkStatus) WindowFull() bool {
+	return u.Connected && u.Window > 0 && u.InFlight > int64(u.Window)*9/10 && u.Records > uint64(u.InFlight)
 }
 
 // BridgeStatus is one bridge.

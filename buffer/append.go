@@ -186,11 +186,12 @@ func (l *Log) NewBound(maxBytes int64, p Policy) *Bound {
 	return b
 }
 
-// Set changes the bound. Where it shrinks, DropOldest makes room with the next append.
+// Set changes the bound. Where it shrinks, DropOldest makes room at once.
 func (b *Bound) Set(maxBytes int64, p Policy) {
 	b.log.mu.Lock()
 	defer b.log.mu.Unlock()
 	b.max, b.policy = max(maxBytes, 1), p
+	b.log.wakeCommitter()
 }
 
 // Used tells how many bytes are charged to the bound, those on the way to the disk included, and how many it allows.

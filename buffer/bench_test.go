@@ -177,35 +177,6 @@ func BenchmarkAck(b *testing.B) {
 	b.ReportMetric(float64(took.Nanoseconds())/float64(b.N*512), "ns/record")
 }
 
-// BenchmarkOpen opens a log with a million records after an orderly stop.
-func BenchmarkOpen(b *testing.B) {
-	dir := b.TempDir()
-	l := openLog(b, dir, Options{SegmentBytes: 16 << 20, Sync: time.Minute, GatherBytes: 64 << 20})
-	q := queueOf(b, l, "q", QueueOptions{})
-	recs := make([]Record, 512)
-	for i := range recs {
-		recs[i] = Record{Queue: q, Data: payload(i, benchRecord)}
-	}
-	for range 2048 {
-		put(b, l, recs...)
-	}
-	if err := l.Close(); err != nil {
-		b.Fatal(err)
-	}
-	for b.Loop() {
-		l, err := Open(dir, Options{})
-		if err != nil {
-			b.Fatal(err)
-		}
-		if st := l.Stats(); st.LiveBytes == 0 {
-			b.Fatal("empty")
-		}
-		if err := l.Close(); err != nil {
-			b.Fatal(err)
-		}
-	}
-}
-
 // BenchmarkLogsTogether is the experiment behind the decision for one log: a window of messages on the way, each written to all logs,
 // done when all have synced it. It reports the rate of n logs and its ratio to one, measured in turns.
 func BenchmarkLogsTogether(b *testing.B) {

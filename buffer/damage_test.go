@@ -425,7 +425,7 @@ func TestEmptySegmentFile(t *testing.T) {
 	} {
 		m, want := sample(t, 8, true)
 		path := "/log/" + segmentName(0xff)
-		m.names[path] = &memFile{fs: m, path: path, data: content, dirty: map[int]bool{}}
+		m.names[path] = newMemFile(m, path, content)
 		damaged := name == "short" || name == "behind"
 		for _, open := range []func(string, Options) (*Log, error){OpenReadOnly, Open} {
 			l, err := open("/log", Options{FS: m, SegmentBytes: 8 << 10})
@@ -510,5 +510,94 @@ func TestQuarantineIsBounded(t *testing.T) {
 	}
 	if len(told) != n || kept == 0 || size == 0 || size > 1500 {
 		t.Fatalf("%d regions, %d told, %d kept with %d bytes", n, len(told), kept, size)
+	}
+}
+
+// TestCutInRecycledSegment cuts the last frames of a log at every byte where they overwrite what the file held in an earlier life: whole
+// frames of the same log, which must never be taken for new ones.
+func TestCutInRecycledSegment(t *testing.T) {
+	m := newMemFS()
+	l := openLog(t, "/log", Options{FS: m, SegmentBytes: 8 << 10})
+	q := queueOf(t, l, "a", QueueOptions{Bound: l.NewBound(1<<20, Refuse)})
+	want := map[string]map[Seq]string{"a": {}}
+	add := func(i int) Seq {
+		recs := []Record{{Queue: q, Data: payload(i, 200)}}
+		put(t, l, recs...)
+		want["a"][recs[0].Seq] = string(recs[0].Data)
+		return recs[0].Seq
+	}
+	n := 0
+	recycled := func() string {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		if l.active == nil {
+			return ""
+		}
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		data := m.names["/log/"+l.active.name].data
+		if end := int(l.active.end); end < 5000 && end > 3000 && len(bytes.TrimRight(data[end:], "\x00")) > 2000 {
+			return "/log/" + l.active.name
+		}
+		return ""
+	}
+	for ; recycled() == ""; n++ {
+		if n > 2000 {
+			t.Fatal("no segment was used again")
+		}
+		if seq := add(n); seq > 20 {
+			q.Ack(seq - 20)
+		}
+	}
+	path, before := recycled(), m.copyFS()
+	sure := Seq(len(want["a"]))
+	var ends []int // of the frames that follow
+	for range 4 {
+		add(n)
+		n++
+		l.mu.Lock()
+		ends = append(ends, int(l.active.end))
+		l.mu.Unlock()
+	}
+	after := m.copyFS()
+	old, now := before.names[path].data, after.names[path].data
+	first := 0
+	for first < len(now) && first < len(old) && old[first] == now[first] {
+		first++
+	}
+	for at := first; at <= ends[3]+endMarkLen; at++ {
+		c := before.copyFS()
+		copy(c.names[path].data[:at], now[:at])
+		whole := 0
+		for whole < len(ends) && ends[whole] <= at {
+			whole++
+		}
+		found, damaged := readAll(t, c, want)
+		for seq := sure - 19; seq <= sure+Seq(whole); seq++ {
+			if found["a"][seq] == "" {
+				t.Fatalf("cut at %d: record %d is lost (%d are sure, %d frames are whole)", at, seq, sure, whole)
+			}
+		}
+		if damaged > 0 {
+			t.Fatalf("cut at %d: %d records counted as damaged", at, damaged)
+		}
+	}
+}
+
+// TestEveryBit flips every single bit of the last frame of a small log that was killed, and of what stands around it.
+func TestEveryBit(t *testing.T) {
+	t.Parallel()
+	m, want := sample(t, 4, false)
+	for path, size := range segmentFiles(m) {
+		for at := max(dataStart, size-300); at < size; at++ {
+			for bit := range 8 {
+				c := m.copyFS()
+				c.names[path].data[at] ^= 1 << bit
+				found, _ := readAll(t, c, want)
+				if lost := lostOf(want, found); lost > 3 {
+					t.Fatalf("bit %d of byte %d of %s: %d records lost, a frame has 3", bit, at, path, lost)
+				}
+			}
+		}
 	}
 }

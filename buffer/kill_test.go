@@ -19,6 +19,10 @@ func TestMain(m *testing.M) {
 		child(dir)
 		return
 	}
+	if dir := os.Getenv(openDir); dir != "" {
+		openChild(dir)
+		return
+	}
 	os.Exit(m.Run())
 }
 

@@ -230,6 +230,9 @@ func (l *Log) join(q *Queue, b *Bound) {
 		b.used += q.bytes
 		b.pending += q.pending
 		b.queues = append(b.queues, q)
+		if b.used > b.limit() {
+			l.wakeCommitter()
+		}
 	} else {
 		l.unbound += q.bytes
 	}

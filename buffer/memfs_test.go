@@ -1,12 +1,15 @@
 package buffer
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"math/rand/v2"
 	"path/filepath"
+	"slices"
 	"sync"
 	"syscall"
 )
@@ -15,16 +18,20 @@ const sector = 512
 
 var errDead = errors.New("the process is dead")
 
-// memFS is a file system in memory that fails when told to, and that can lose power: what was not synced is then dropped, kept or
-// mixed sector by sector.
+// memFS is a file system in memory that fails when told to, and that can lose power: of what was not synced any writes and any changes of
+// names are then there, in any order, and of each write any of its sectors.
 type memFS struct {
 	mu    sync.Mutex
 	names map[string]*memFile
 	// ops are changes of names that no SyncDir made durable; durable is what was.
-	ops     []func(names map[string]*memFile)
+	ops     []nameOp
 	durable map[string]*memFile
 	locks   map[string]int
 	dead    bool
+	// changes counts what changes the disk; the one with number dieAt, if that is not 0, is the last: the power goes while it is made.
+	changes, dieAt int
+	// gate, if set, is passed before each change; it decides whose turn it is.
+	gate func(op, path string)
 
 	// fault, if set, is asked before each operation; errShort makes a write stop half-way.
 	fault func(op, path string) error
@@ -36,14 +43,28 @@ type memFS struct {
 
 var errShort = errors.New("short write wanted")
 
+// nameOp is a change of names: made durable by a sync of any of its folders.
+type nameOp struct {
+	dirs  [2]string
+	apply func(names map[string]*memFile)
+}
+
 // memFile is an inode.
 type memFile struct {
 	fs      *memFS
 	path    string
 	data    []byte
 	durable []byte
-	// dirty sectors were written since the last Sync.
+	// dirty sectors were written since the last Sync; older has what they held in between, where they were written several times.
 	dirty map[int]bool
+	older map[int][][]byte
+}
+
+func newMemFile(m *memFS, path string, data []byte) *memFile {
+	return &memFile{
+		fs: m, path: path, data: data, durable: append([]byte(nil), data...),
+		dirty: map[int]bool{}, older: map[int][][]byte{},
+	}
 }
 
 func newMemFS() *memFS {
@@ -61,6 +82,41 @@ func (m *memFS) enter(op, path string) error {
 		}
 	}
 	return nil
+}
+
+// enterChange is enter for what changes the disk. dies says that the power goes at this change: it is made in memory as any other, and
+// nobody hears of it.
+func (m *memFS) enterChange(op, path string) (dies bool, err error) {
+	if err := m.enter(op, path); err != nil {
+		return false, err
+	}
+	m.changes++
+	m.dead = m.changes == m.dieAt
+	return m.dead, nil
+}
+
+// turn waits until the change may be made; it is called without lock.
+func (m *memFS) turn(op, path string) {
+	m.mu.Lock()
+	gate := m.gate
+	m.mu.Unlock()
+	if gate != nil {
+		gate(op, path)
+	}
+}
+
+// died is the answer to a change during which the power went.
+func died(dies bool) error {
+	if dies {
+		return errDead
+	}
+	return nil
+}
+
+func (m *memFS) isDead() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.dead
 }
 
 func (m *memFS) setFault(f func(op, path string) error) {
@@ -89,24 +145,29 @@ func (m *memFS) used() int64 {
 	return n
 }
 
-func (m *memFS) change(f func(names map[string]*memFile)) {
+func (m *memFS) change(from, to string, f func(names map[string]*memFile)) {
 	f(m.names)
-	m.ops = append(m.ops, f)
+	m.ops = append(m.ops, nameOp{dirs: [2]string{filepath.Dir(from), filepath.Dir(to)}, apply: f})
 }
 
 func (m *memFS) MkdirAll(string) error { return nil }
 
 func (m *memFS) Create(path string) (File, error) {
+	m.turn("create", path)
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if err := m.enter("create", path); err != nil {
+	dies, err := m.enterChange("create", path)
+	if err != nil {
 		return nil, err
 	}
 	if m.names[path] != nil {
 		return nil, fs.ErrExist
 	}
-	f := &memFile{fs: m, path: path, dirty: map[int]bool{}}
-	m.change(func(names map[string]*memFile) { names[path] = f })
+	f := newMemFile(m, path, nil)
+	m.change(path, path, func(names map[string]*memFile) { names[path] = f })
+	if dies {
+		return nil, errDead
+	}
 	return f, nil
 }
 
@@ -124,46 +185,55 @@ func (m *memFS) Open(path string, _ bool) (File, error) {
 }
 
 func (m *memFS) Rename(from, to string) error {
+	m.turn("rename", from)
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if err := m.enter("rename", from); err != nil {
+	dies, err := m.enterChange("rename", from)
+	if err != nil {
 		return err
 	}
 	if m.names[from] == nil {
 		return fs.ErrNotExist
 	}
-	m.change(func(names map[string]*memFile) {
+	m.change(from, to, func(names map[string]*memFile) {
 		if f := names[from]; f != nil {
 			names[to] = f
 			delete(names, from)
 		}
 	})
-	return nil
+	return died(dies)
 }
 
 func (m *memFS) Remove(path string) error {
+	m.turn("remove", path)
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if err := m.enter("remove", path); err != nil {
+	dies, err := m.enterChange("remove", path)
+	if err != nil {
 		return err
 	}
 	if m.names[path] == nil {
 		return fs.ErrNotExist
 	}
-	m.change(func(names map[string]*memFile) { delete(names, path) })
-	return nil
+	m.change(path, path, func(names map[string]*memFile) { delete(names, path) })
+	return died(dies)
 }
 
 func (m *memFS) SyncDir(dir string) error {
+	m.turn("syncdir", dir)
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if err := m.enter("syncdir", dir); err != nil {
-		return err
+	dies, err := m.enterChange("syncdir", dir)
+	if err != nil || dies {
+		return errors.Join(err, died(dies))
 	}
-	for _, op := range m.ops {
-		op(m.durable)
-	}
-	m.ops = nil
+	m.ops = slices.DeleteFunc(m.ops, func(op nameOp) bool {
+		if !slices.Contains(op.dirs[:], dir) {
+			return false
+		}
+		op.apply(m.durable)
+		return true
+	})
 	return nil
 }
 
@@ -225,9 +295,10 @@ func (f *memFile) ReadAt(b []byte, off int64) (int, error) {
 }
 
 func (f *memFile) WriteAt(b []byte, off int64) (int, error) {
+	f.fs.turn("write", f.path)
 	f.fs.mu.Lock()
 	defer f.fs.mu.Unlock()
-	err := f.fs.enter("write", f.path)
+	dies, err := f.fs.enterChange("write", f.path)
 	if err != nil {
 		if !errors.Is(err, errShort) {
 			return 0, err
@@ -241,17 +312,28 @@ func (f *memFile) WriteAt(b []byte, off int64) (int, error) {
 		}
 		f.data = append(f.data, make([]byte, grow)...)
 	}
-	copy(f.data[off:], b)
 	for s := int(off) / sector; len(b) > 0 && s <= (end-1)/sector; s++ {
+		if f.dirty[s] {
+			f.older[s] = append(f.older[s], bytes.Clone(f.data[s*sector:min((s+1)*sector, len(f.data))]))
+		}
 		f.dirty[s] = true
+	}
+	copy(f.data[off:], b)
+	if dies {
+		return 0, errDead
 	}
 	return len(b), nil // a short write without an error is what a caller must notice
 }
 
 func (f *memFile) Sync() error {
+	f.fs.turn("sync", f.path)
 	f.fs.mu.Lock()
 	defer f.fs.mu.Unlock()
-	if err := f.fs.enter("sync", f.path); err != nil {
+	dies, err := f.fs.enterChange("sync", f.path)
+	if dies {
+		return errDead // what is unsynced is kept or lost as by any other cut
+	}
+	if err != nil {
 		// As in the kernel: the pages count as clean now, a later sync does not write them.
 		clear(f.dirty)
 		return err
@@ -260,6 +342,7 @@ func (f *memFile) Sync() error {
 	f.durable = resize(f.durable, len(f.data))
 	for s := range f.dirty {
 		copySector(f.durable, f.data, s)
+		delete(f.older, s)
 	}
 	clear(f.dirty)
 	return nil
@@ -279,45 +362,60 @@ func copySector(dst, src []byte, s int) {
 }
 
 func (f *memFile) Truncate(size int64) error {
+	f.fs.turn("truncate", f.path)
 	f.fs.mu.Lock()
 	defer f.fs.mu.Unlock()
-	if err := f.fs.enter("truncate", f.path); err != nil {
+	dies, err := f.fs.enterChange("truncate", f.path)
+	if err != nil {
 		return err
 	}
 	f.data = resize(f.data, int(size))
-	return nil
+	return died(dies)
 }
 
 func (f *memFile) Close() error { return nil }
 
-// powerCut ends every use of m and gives what is on the disk afterwards. keep decides for each sector, and for the changes of names in
-// their order, whether it came through though nobody synced it.
+// powerCut ends every use of m and gives what is on the disk afterwards. keep is asked for each change that nobody synced, in the order
+// in which they were made, whether it reached the disk: each change of a name, each change of a size, and each time a sector was written.
+// Whether changes of names reach it one after the other, as through a journal, or in any order, is as keep decides, too.
 func (m *memFS) powerCut(keep func() bool) *memFS {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.dead = true
+	journal := keep()
 	for _, op := range m.ops {
-		if !keep() {
+		if keep() {
+			op.apply(m.durable)
+		} else if journal {
 			break
 		}
-		op(m.durable)
 	}
 	out := newMemFS()
-	for path, f := range m.durable {
-		n := len(f.durable)
-		if len(f.data) != n && keep() {
-			n = len(f.data)
-		}
-		b := resize(append([]byte(nil), f.durable...), n)
-		for s := 0; s*sector < len(f.data); s++ {
-			if keep() {
-				copySector(b, f.data, s)
-			}
-		}
-		g := &memFile{fs: out, path: path, data: b, durable: append([]byte(nil), b...), dirty: map[int]bool{}}
+	for _, path := range slices.Sorted(maps.Keys(m.durable)) {
+		g := newMemFile(out, path, m.durable[path].afterCut(keep))
 		out.names[path], out.durable[path] = g, g
 	}
 	return out
+}
+
+// afterCut is what the disk has of f after a power cut.
+func (f *memFile) afterCut(keep func() bool) []byte {
+	n := len(f.durable)
+	if len(f.data) != n && keep() {
+		n = len(f.data)
+	}
+	b := resize(append([]byte(nil), f.durable...), n)
+	for s := 0; s*sector < len(f.data); s++ {
+		for _, old := range f.older[s] {
+			if keep() && s*sector < len(b) {
+				copy(b[s*sector:], old)
+			}
+		}
+		if keep() {
+			copySector(b, f.data, s)
+		}
+	}
+	return b
 }
 
 // kill ends every use of m, as SIGKILL does: everything written is still there.
@@ -335,7 +433,7 @@ func (m *memFS) copyFS() *memFS {
 	defer m.mu.Unlock()
 	out := newMemFS()
 	for path, f := range m.names {
-		g := &memFile{fs: out, path: path, data: append([]byte(nil), f.data...), durable: append([]byte(nil), f.data...), dirty: map[int]bool{}}
+		g := newMemFile(out, path, append([]byte(nil), f.data...))
 		out.names[path], out.durable[path] = g, g
 	}
 	return out

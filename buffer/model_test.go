@@ -26,6 +26,7 @@ type fact struct {
 	durable bool // Notify said so
 	gone    bool // acknowledged or dropped: may be there or not after a crash
 	failed  bool // Notify said so: may be there or not
+	expires bool
 }
 
 // nameOf is what must never name two records.
@@ -46,16 +47,28 @@ type model struct {
 	o  Options
 	l  *Log
 
-	mu    sync.Mutex // guards facts, which callbacks change
-	facts map[int]*fact
-	names map[nameOf]int
-	qs    map[string]*Queue
-	next  int
-	last  Pos
-	lost  uint64 // what was reported as lost
-	dying bool   // the power is off: what the old log still finds does not count
-	told  uint64 // evicted records, since open
-	back  bool   // after a crash, until it was looked at: gone records may be there again, and be evicted again
+	mu      sync.Mutex // guards facts, which callbacks change
+	facts   map[int]*fact
+	names   map[nameOf]int
+	qs      map[string]*Queue
+	bounds  [2]*Bound
+	small   int // how often the bounds are halved
+	next    int
+	last    Pos
+	lost    uint64 // what was reported as lost
+	expired int    // records
+	told    uint64 // evicted records, since open
+	dying   bool   // the power is off: what the old log still finds does not count
+	// unsure queues were not read since a crash: what is gone may be back, what was not durable may be there or not.
+	unsure map[string]bool
+
+	// idle lets what is under way go on for a moment.
+	idle func()
+	// wait waits until a position is on disk, or the power goes. skip says which queues an open leaves undeclared.
+	wait func(p Pos)
+	skip func(name string) bool
+	// lifetimes says that records may expire.
+	lifetimes bool
 
 	// shape says how records are kept: 1 compresses them, 2 encrypts them, with another key after each start; both may be set.
 	shape uint64
@@ -70,6 +83,10 @@ var modelQueues = []string{"uplink/a/normal", "uplink/a/urgent", "uplink/b/norma
 func newModel(t *testing.T, seed uint64, o Options) *model {
 	m := &model{t: t, r: rand.New(rand.NewPCG(seed, 7)), fs: newMemFS(), facts: map[int]*fact{}, names: map[nameOf]int{}}
 	m.o, m.shape, m.keys = o, seed%4, map[string][]Key{}
+	m.unsure = map[string]bool{}
+	m.idle = func() { time.Sleep(time.Millisecond) }
+	m.wait = func(p Pos) { _ = m.l.Wait(t.Context(), p) }
+	m.skip = func(string) bool { return false }
 	m.open()
 	return m
 }
@@ -89,6 +106,18 @@ func (m *model) keysOf(queue string) ([]Key, bool) {
 		}
 	}
 	return nil, true
+}
+
+// shaped sets how records are kept from the next open on.
+func (m *model) shaped(o Options) Options {
+	if m.shape&1 != 0 {
+		o.Compress, o.eager = true, true
+	}
+	if m.shape&2 != 0 {
+		m.rotate()
+		o.Keys = m.keysOf
+	}
+	return o
 }
 
 func (m *model) log(format string, args ...any) {
@@ -121,15 +150,8 @@ func (m *model) fail(format string, args ...any) {
 
 func (m *model) open() {
 	m.t.Helper()
-	o := m.o
+	o := m.shaped(m.o)
 	o.FS = m.fs
-	if o.Compress = m.shape&1 != 0; o.Compress {
-		o.eager = true
-	}
-	if m.shape&2 != 0 {
-		m.rotate()
-		o.Keys = m.keysOf
-	}
 	o.Logger = slog.New(slog.NewTextHandler(traceWriter{m}, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	o.OnDamage = func(d Damage) {
 		m.mu.Lock()
@@ -140,37 +162,65 @@ func (m *model) open() {
 	if err != nil {
 		m.fail("open: %v", err)
 	}
+	m.opened(l)
+}
+
+// opened declares the queues of a log that was just opened.
+func (m *model) opened(l *Log) {
+	m.t.Helper()
 	m.l, m.last = l, 0
+	m.mu.Lock()
 	m.told = 0
+	m.mu.Unlock()
 	m.qs = map[string]*Queue{}
-	ba := l.NewBound(40<<10, DropOldest)
-	bb := l.NewBound(30<<10, Refuse)
-	for _, name := range modelQueues {
-		qo := QueueOptions{OnDrop: m.dropped}
-		switch {
-		case strings.Contains(name, "/a/"):
-			qo.Bound = ba
-		case strings.Contains(name, "/b/"):
-			qo.Bound = bb
-		}
-		q, err := l.Queue(name, qo)
-		if err != nil {
-			m.fail("queue: %v", err)
-		}
-		m.qs[name] = q
-	}
+	m.bounds = [2]*Bound{l.NewBound(40<<10>>m.small, DropOldest), l.NewBound(30<<10>>m.small, Refuse)}
 	m.log("open epoch %d", l.Epoch())
+	for _, name := range modelQueues {
+		if !m.skip(name) {
+			m.declare(name)
+		}
+	}
+}
+
+func (m *model) declare(name string) {
+	m.t.Helper()
+	qo := QueueOptions{OnDrop: m.dropped}
+	switch {
+	case strings.Contains(name, "/a/"):
+		qo.Bound = m.bounds[0]
+	case strings.Contains(name, "/b/"):
+		qo.Bound = m.bounds[1]
+	}
+	q, err := m.l.Queue(name, qo)
+	if err != nil {
+		m.fail("queue: %v", err)
+	}
+	m.qs[name] = q
+}
+
+// declared lists the queues that are declared, in a fixed order.
+func (m *model) declared() []string {
+	return slices.DeleteFunc(slices.Clone(modelQueues), func(name string) bool { return m.qs[name] == nil })
+}
+
+// anyQueue gives one of them.
+func (m *model) anyQueue() string {
+	names := m.declared()
+	return names[m.r.IntN(len(names))]
 }
 
 func (m *model) dropped(q *Queue, why Reason, recs []Rec) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if why == Evicted && !m.dying {
+	if m.dying || m.fs.isDead() {
+		return
+	}
+	if why == Evicted {
 		m.told += uint64(len(recs))
 	}
 	for _, r := range recs {
-		if m.dying {
-			return
+		if why == Expired {
+			m.expired++
 		}
 		f := m.factOf(q.Name(), r)
 		if f == nil {
@@ -184,13 +234,13 @@ func (m *model) dropped(q *Queue, why Reason, recs []Rec) {
 			// and the process ended in between.
 			continue
 		}
+		if why == Expired && !f.expires {
+			m.t.Errorf("%s: record %d expired, but was to stay\n%s", q.Name(), r.Seq, m.lastTrace())
+		}
 		if f.durable && (why == Damaged || why == Failed) {
 			m.t.Errorf("%s: record %d (id %d, epoch %d) is %v, but was durable\n%s", q.Name(), r.Seq, f.id, f.epoch, why, m.lastTrace())
 		}
-		if f.gone && m.back {
-			continue
-		}
-		if f.gone && why != Failed {
+		if f.gone && why != Failed && !m.unsure[f.queue] {
 			m.t.Errorf("%s: record %d is %v, but was gone already", q.Name(), r.Seq, why)
 		}
 		f.gone = true
@@ -247,14 +297,18 @@ func (m *model) append() {
 	m.mu.Lock()
 	group := m.next
 	for range n {
-		name := modelQueues[m.r.IntN(len(modelQueues))]
+		name := m.anyQueue()
 		m.next++
 		size := m.r.IntN(60)
 		if m.r.IntN(12) == 0 {
 			size = m.r.IntN(5000)
 		}
-		recs = append(recs, Record{Queue: m.qs[name], Data: payload(m.next, size)})
-		facts = append(facts, &fact{id: m.next, queue: name, group: group})
+		var life time.Duration
+		if m.lifetimes && m.r.IntN(8) == 0 {
+			life = time.Duration(1+m.r.IntN(3000)) * time.Millisecond
+		}
+		recs = append(recs, Record{Queue: m.qs[name], Data: payload(m.next, size), Lifetime: life})
+		facts = append(facts, &fact{id: m.next, queue: name, group: group, expires: life > 0})
 	}
 	epoch := m.l.Epoch()
 	// The facts must be known before the callbacks can come.
@@ -284,23 +338,27 @@ func (m *model) append() {
 		for _, f := range facts {
 			f.durable = f.durable || err == nil
 			f.failed = f.failed || err != nil
+			if err == nil {
+				m.name(nameOf{f.queue, f.epoch, f.seq}, f.id)
+			}
 		}
 	})
 	if m.r.IntN(3) > 0 {
-		_ = m.l.Wait(m.t.Context(), p)
+		m.wait(p)
 	}
 }
 
 // read checks a part of a queue and acknowledges some of it.
 func (m *model) read() {
-	name := modelQueues[m.r.IntN(len(modelQueues))]
+	name := m.anyQueue()
 	q := m.qs[name]
 	after := q.Floor()
 	var got []Seq
+	ids := map[Seq]int{}
 	want := m.r.IntN(50)
 	err := q.Scan(after, func(r Rec) bool {
 		m.seen(name, r)
-		got = append(got, r.Seq)
+		got, ids[r.Seq] = append(got, r.Seq), idOf(r.Data)
 		return len(got) < want
 	})
 	if err != nil {
@@ -312,19 +370,11 @@ func (m *model) read() {
 		slices.Sort(got)
 	}
 	got = got[:m.r.IntN(len(got)+1)]
-	m.mu.Lock()
-	epochs := map[Seq]*fact{}
-	for _, f := range m.facts {
-		if f.queue == name && !f.gone {
-			epochs[f.seq] = f
-		}
-	}
-	m.mu.Unlock()
 	acked := q.Ack(got...)
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for _, seq := range acked {
-		if f := epochs[seq]; f != nil {
+		if f := m.facts[ids[seq]]; f != nil {
 			f.gone = true
 		}
 	}
@@ -343,17 +393,21 @@ func (m *model) seen(queue string, r Rec) {
 	if f.seq != r.Seq || f.epoch != r.Epoch {
 		m.fail("%s: record %d of epoch %d is read as %d of epoch %d", queue, f.seq, f.epoch, r.Seq, r.Epoch)
 	}
-	name := nameOf{queue, r.Epoch, r.Seq}
-	if other, ok := m.names[name]; ok && other != id {
-		m.fail("%v names records %d and %d", name, other, id)
+	m.name(nameOf{queue, r.Epoch, r.Seq}, id)
+}
+
+// name notes what a name stands for, which must be one record for ever. m.mu is held.
+func (m *model) name(n nameOf, id int) {
+	if other, ok := m.names[n]; ok && other != id {
+		m.t.Errorf("%v names records %d and %d\n%s", n, other, id, m.lastTrace())
 	}
-	m.names[name] = id
+	m.names[n] = id
 }
 
 // awaitEvictions waits until the bounds hold and everything that was evicted was told.
 func (m *model) awaitEvictions() {
 	m.t.Helper()
-	for deadline := time.Now().Add(time.Minute); ; time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); !m.fs.isDead(); m.idle() {
 		over := false
 		m.l.mu.Lock()
 		for _, b := range m.l.bounds {
@@ -377,19 +431,25 @@ func (m *model) awaitEvictions() {
 func (m *model) check(crashed bool) {
 	m.t.Helper()
 	// What is on the way, to the disk or out of the log, would be half seen.
-	_ = m.l.Wait(m.t.Context(), m.last)
+	m.wait(m.last)
 	m.awaitEvictions()
+	if m.fs.isDead() {
+		return
+	}
 	found := map[int]bool{}
-	for _, name := range modelQueues {
-		last := Seq(0)
+	for _, name := range m.declared() {
+		last, lastID := Seq(0), 0
 		var n uint64
 		err := m.qs[name].Scan(0, func(r Rec) bool {
 			m.seen(name, r)
 			if r.Seq <= last {
 				m.fail("%s: record %d behind %d", name, r.Seq, last)
 			}
-			last = r.Seq
-			found[idOf(r.Data)] = true
+			if id := idOf(r.Data); id <= lastID {
+				m.fail("%s: record %d holds what was appended before that of record %d", name, r.Seq, last)
+			}
+			last, lastID = r.Seq, idOf(r.Data)
+			found[lastID] = true
 			n++
 			return true
 		})
@@ -406,9 +466,14 @@ func (m *model) check(crashed bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	groups := map[int][2]int{} // present, absent
+	unread := map[int]bool{}   // groups of which a part is in a queue that is not declared
 	for id, f := range m.facts {
+		if m.qs[f.queue] == nil {
+			unread[f.group] = true
+			continue
+		}
 		switch {
-		case f.gone && found[id] && !crashed:
+		case f.gone && found[id] && !crashed && !m.unsure[f.queue]:
 			m.fail("record %d of %s (sequence %d) is there although it is gone", id, f.queue, f.seq)
 		case !f.gone && f.durable && !found[id]:
 			m.fail("record %d of %s (sequence %d) is lost", id, f.queue, f.seq)
@@ -423,22 +488,26 @@ func (m *model) check(crashed bool) {
 			groups[f.group] = g
 		}
 	}
-	if !crashed {
-		return
-	}
 	for group, g := range groups {
-		if g[0] > 0 && g[1] > 0 {
+		if crashed && g[0] > 0 && g[1] > 0 && !unread[group] {
 			m.fail("append %d is half there: %d and %d", group, g[0], g[1])
 		}
 	}
-	m.back = false
 	for id, f := range m.facts {
+		if m.qs[f.queue] == nil || !crashed && !m.unsure[f.queue] {
+			continue
+		}
 		f.failed = false
 		if !found[id] {
-			delete(m.facts, id)
+			if !f.gone { // on a full disk what is gone may come back with a later cut
+				delete(m.facts, id)
+			}
 			continue
 		}
 		f.durable, f.gone = true, false
+	}
+	for name := range m.qs {
+		delete(m.unsure, name)
 	}
 }
 
@@ -498,13 +567,21 @@ func (m *model) crash(cut func() bool) {
 	m.fs = m.fs.powerCut(cut)
 	_ = old.Close() // only ends the goroutines; the file system is dead
 	m.mu.Lock()
-	m.dying, m.back = false, true
-	for _, f := range m.facts {
-		f.failed = false
-	}
+	m.afterCrash()
 	m.mu.Unlock()
 	m.open()
 	m.check(true)
+}
+
+// afterCrash notes that the old log and all its callbacks are gone. m.mu is held.
+func (m *model) afterCrash() {
+	m.dying = false
+	for _, f := range m.facts {
+		f.failed = false
+	}
+	for _, name := range modelQueues {
+		m.unsure[name] = true
+	}
 }
 
 func (m *model) reopen() {
@@ -518,7 +595,7 @@ func (m *model) reopen() {
 
 // purge empties a queue.
 func (m *model) purge() {
-	name := modelQueues[m.r.IntN(len(modelQueues))]
+	name := m.anyQueue()
 	m.log("purge %s: %d", name, m.qs[name].Purge())
 }
 
@@ -635,9 +712,6 @@ func TestModelWithFaults(t *testing.T) {
 					if err := m.l.Close(); err != nil && !errors.Is(err, errDead) {
 						m.log("close: %v", err)
 					}
-					m.mu.Lock()
-					m.back = true
-					m.mu.Unlock()
 					m.open()
 					m.check(true)
 				}

@@ -11,8 +11,9 @@ type UplinkStatus struct {
 	Name      string  `json:"name"`
 	Connected bool    `json:"connected"`
 	Server    string  `json:"server"`
-	Window    int     `json:"window,omitempty"` // unacknowledged messages the peer allows; 0: not known
 	InFlight  int64   `json:"in_flight"`
+	Window    int     `json:"window"`  // how many messages may be in flight; 0: not known
+	Granted   int     `json:"granted"` // what the broker announced of it; 0: nothing
 	Records   uint64  `json:"records"`
 	Bytes     int64   `json:"bytes"`
 	OldestS   float64 `json:"oldest_s"` // age of the oldest record in the buffer
@@ -36,7 +37,7 @@ func (f *Forwarder) Status() []UplinkStatus {
 func (o *output) status(l *ledger, now time.Time) UplinkStatus {
 	link := o.uplink.Status()
 	s := UplinkStatus{
-		Name: o.name, Connected: link.Connected, Server: link.Server, Window: link.Window, LastError: link.LastError,
+		Name: o.name, Connected: link.Connected, Server: link.Server, Window: link.Window, Granted: link.Granted, LastError: link.LastError,
 		Note:      link.Note,
 		InFlight:  o.drain.inFlight.Load(),
 		Delivered: l.total(o.index, placeDelivered),

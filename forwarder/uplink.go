@@ -23,10 +23,10 @@ type Uplink interface {
 type LinkStatus struct {
 	Connected bool
 	Server    string
-	// Window is how many unacknowledged messages the peer allows; 0: not known.
-	Window    int
-	LastError string
-	Note      string // what else an operator may want to know; empty: nothing
+	// Window is how many messages may be in flight; 0: not known. Granted is what the broker announced, 0 if it did not.
+	Window, Granted int
+	LastError       string
+	Note            string // what else an operator may want to know; empty: nothing
 }
 
 // Link is one connection to a cloud broker and ends with it, so that an acknowledgement of one connection can never be

@@ -62,7 +62,7 @@ need_tools() {
 }
 
 # The commands that the tests start, with the Debian packages they come from. The race detector needs a C compiler, and go
-# needs certificates to fetch modules.
+# needs certificates to fetch modules. Some tests mount a small file system of their own.
 TEST_TOOLS=(mosquitto=mosquitto mosquitto_pub=mosquitto-clients strace=strace "gcc=gcc libc6-dev"
 	update-ca-certificates=ca-certificates coap-client-notls=libcoap3-bin qemu-arm-static=qemu-user-static
-	node=nodejs npm=npm python3=python3)
+	node=nodejs npm=npm python3=python3 mkfs.ext4=e2fsprogs mount=mount losetup=mount)

@@ -30,7 +30,7 @@ func (u uplinkPort) Connected(ctx context.Context) (forwarder.Link, error) {
 
 func (u uplinkPort) Status() forwarder.LinkStatus {
 	s := u.client.Status()
-	return forwarder.LinkStatus{Connected: s.Connected, Server: s.Server, Window: s.Window, LastError: s.LastError, Note: s.Note}
+	return forwarder.LinkStatus{Connected: s.Connected, Server: s.Server, Window: s.Window, Granted: s.Granted, LastError: s.LastError, Note: s.Note}
 }
 
 // linkPort is one connection as the forwarder sees it.

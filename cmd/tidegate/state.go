@@ -50,7 +50,8 @@ func (g *gateway) Status() admin.Status {
 	}
 	for _, u := range g.forwarder.Status() {
 		s.Uplinks = append(s.Uplinks, admin.UplinkStatus{
-			Name: u.Name, Connected: u.Connected, Server: u.Server, InFlight: u.InFlight, Records: u.Records, Bytes: u.Bytes,
+			Name: u.Name, Connected: u.Connected, Server: u.Server, InFlight: u.InFlight, Window: u.Window,
+			Granted: u.Granted, Records: u.Records, Bytes: u.Bytes,
 			OldestS: u.OldestS, Delivered: u.Delivered, Evicted: u.Evicted, Dead: dead[u.Name], LastError: u.LastError, Note: u.Note,
 		})
 	}

@@ -82,7 +82,11 @@ func printUplinks(w io.Writer, uplinks []admin.UplinkStatus) {
 		if !u.Connected {
 			state = "offline"
 		}
-		fmt.Fprintf(t, "%s\t%s\t%s\t%d\t%d\t%s\t%v\t%d\t%d\t%d\n", u.Name, state, u.Server, u.InFlight, u.Records,
+		flight := fmt.Sprint(u.InFlight)
+		if u.Window > 0 {
+			flight += fmt.Sprintf(" of %d", u.Window)
+		}
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%d\t%s\t%v\t%d\t%d\t%d\n", u.Name, state, u.Server, flight, u.Records,
 			sizeText(u.Bytes), ageText(u.OldestS), u.Delivered, u.Evicted, u.Dead)
 	}
 	_ = t.Flush()
@@ -90,10 +94,23 @@ func printUplinks(w io.Writer, uplinks []admin.UplinkStatus) {
 		if u.Note != "" {
 			fmt.Fprintf(w, "%s: %s\n", u.Name, u.Note)
 		}
+		if u.WindowFull() {
+			fmt.Fprintf(w, "%s: %s\n", u.Name, windowText(u))
+		}
 		if u.LastError != "" {
 			fmt.Fprintf(w, "%s: last error: %s\n", u.Name, u.LastError)
 		}
 	}
+}
+
+// windowText says that the window is the limit, and who sets it.
+func windowText(u admin.UplinkStatus) string {
+	if u.Granted > 0 && u.Granted <= u.Window {
+		return fmt.Sprintf("the window is full: the cloud broker grants %d messages in flight (Receive Maximum), so no more than that leave "+
+			"in one round trip; let it grant more", u.Window)
+	}
+	return fmt.Sprintf("the window is full: %d messages in flight, so no more than that leave in one round trip; "+
+		"raise max_in_flight of this uplink if the line is long", u.Window)
 }
 
 func printBridges(w io.Writer, bridges []admin.BridgeStatus) {

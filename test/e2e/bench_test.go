@@ -67,7 +67,6 @@ func compareAcks(b *testing.B, ackRate ackRater, size, window int) {
 		ratios = append(ratios, rates[stored][len(ratios)]/rates[plain][len(ratios)])
 		slices.Reverse(both) // neither is always the first
 	}
-	median := func(list []float64) float64 { slices.Sort(list); return list[len(list)/2] }
 	durable, free, ratio := median(rates[stored]), median(rates[plain]), median(ratios)
 	b.ReportMetric(durable, "durable-acks/s")
 	b.ReportMetric(free, "plain-acks/s")
@@ -81,10 +80,15 @@ func compareAcks(b *testing.B, ackRate ackRater, size, window int) {
 	plain.stop()
 }
 
+// median sorts list.
+func median(list []float64) float64 { slices.Sort(list); return list[len(list)/2] }
+
 // processorTime is what the gateway's process has used so far, in seconds.
-func processorTime(b *testing.B, g *gateway) float64 {
+func processorTime(b *testing.B, g *gateway) float64 { return processorTimeOf(b, g.pid()) }
+
+func processorTimeOf(b testing.TB, pid int) float64 {
 	b.Helper()
-	text := readFile(b, fmt.Sprintf("/proc/%d/stat", g.pid()))
+	text := readFile(b, fmt.Sprintf("/proc/%d/stat", pid))
 	fields := strings.Fields(text[strings.LastIndexByte(text, ')')+1:])
 	total := 0.0
 	for _, f := range fields[11:13] { // user and system time

@@ -1,7 +1,9 @@
 package e2e
 
 import (
+	"errors"
 	"fmt"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -48,15 +50,26 @@ func TestFootprint(t *testing.T) {
 
 func residentKiB(t testing.TB, g *gateway) int {
 	t.Helper()
-	for _, line := range strings.Split(readFile(t, fmt.Sprintf("/proc/%d/status", g.pid())), "\n") {
-		if rest, ok := strings.CutPrefix(line, "VmRSS:"); ok {
-			n, err := strconv.Atoi(strings.Fields(rest)[0])
-			if err != nil {
-				t.Fatal(err)
-			}
-			return n
+	n, err := residentOf(g.pid())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+// residentOf is the resident memory of a process, in KiB.
+func residentOf(pid int) (int, error) { return memoryOf(pid, "VmRSS") }
+
+// memoryOf is one of the sizes in /proc/PID/status, in KiB.
+func memoryOf(pid int, what string) (int, error) {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return 0, err
+	}
+	for _, line := range strings.Split(string(text), "\n") {
+		if rest, ok := strings.CutPrefix(line, what+":"); ok {
+			return strconv.Atoi(strings.Fields(rest)[0])
 		}
 	}
-	t.Fatal("no VmRSS")
-	return 0
+	return 0, errors.New("no " + what)
 }

@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"bytes"
 	"net"
 	"sync"
 	"testing"
@@ -8,7 +9,7 @@ import (
 )
 
 // proxy is the line between the gateway and the cloud: it can be cut, swallow what is sent in either direction while the
-// connection seems to live, or be slow.
+// connection seems to live, be slow or long, or change a byte.
 type proxy struct {
 	target string
 	ln     net.Listener
@@ -19,6 +20,8 @@ type proxy struct {
 	down     bool          // refuses and ends connections
 	hole     map[bool]bool // swallows: [true] what goes to the cloud, [false] what comes from it
 	rate     int           // bytes per second in each direction; 0: no limit
+	delay    time.Duration // of everything, in each direction
+	flip     map[bool]bool // changes one byte of what comes next, and is unset then
 	conns    map[net.Conn]bool
 	accepted int
 	swallow  int64 // bytes that the hole took
@@ -36,7 +39,7 @@ func newProxy(t testing.TB, target string) *proxy {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &proxy{target: target, ln: ln, hole: map[bool]bool{}, conns: map[net.Conn]bool{}}
+	p := &proxy{target: target, ln: ln, hole: map[bool]bool{}, flip: map[bool]bool{}, conns: map[net.Conn]bool{}}
 	p.changed = sync.NewCond(&p.mu)
 	p.wg.Go(p.serve) // ends when ln is closed
 	t.Cleanup(func() {
@@ -69,7 +72,9 @@ func (p *proxy) cut() {
 
 // mend undoes whatever was done to the line; connections that lived through it stay as they are.
 func (p *proxy) mend() {
-	p.set(func(p *proxy) { p.down, p.rate, p.hole = false, 0, map[bool]bool{} })
+	p.set(func(p *proxy) {
+		p.down, p.rate, p.delay, p.hole, p.flip = false, 0, 0, map[bool]bool{}, map[bool]bool{}
+	})
 }
 
 func (p *proxy) connections() int {
@@ -124,16 +129,29 @@ func (p *proxy) pump(from, to net.Conn, way bool) {
 		delete(p.conns, to)
 		p.mu.Unlock()
 	}()
-	buf := make([]byte, 4096)
+	line := make(chan chunk, 1<<16) // what is on its way: a long line holds much
+	ended := make(chan struct{})
+	p.wg.Go(func() { // ends with either connection
+		defer close(ended)
+		p.deliver(line, to)
+		from.Close()
+		to.Close()
+	})
+	defer func() { close(line); <-ended }()
+	buf := make([]byte, 64<<10)
 	for {
 		n, err := from.Read(buf)
 		if err != nil {
 			return
 		}
 		p.mu.Lock()
-		gone, rate := p.hole[way], p.rate
+		gone, delay := p.hole[way], p.delay
 		if gone {
 			p.swallow += int64(n)
+		}
+		if p.flip[way] {
+			buf[n/2] ^= 0x55
+			p.flip[way] = false
 		}
 		p.mu.Unlock()
 		if gone {
@@ -142,11 +160,37 @@ func (p *proxy) pump(from, to net.Conn, way bool) {
 			p.drop(from)
 			return
 		}
-		if rate > 0 {
-			time.Sleep(time.Duration(n) * time.Second / time.Duration(rate))
-		}
-		if _, err := to.Write(buf[:n]); err != nil {
+		select {
+		case line <- chunk{bytes.Clone(buf[:n]), time.Now().Add(delay)}:
+		case <-ended:
 			return
+		}
+	}
+}
+
+// chunk is a piece of a stream and when it arrives.
+type chunk struct {
+	b   []byte
+	due time.Time
+}
+
+// deliver writes what is on its way until it is closed or the connection ends.
+func (p *proxy) deliver(line <-chan chunk, to net.Conn) {
+	for c := range line {
+		time.Sleep(time.Until(c.due))
+		p.mu.Lock()
+		rate := p.rate
+		p.mu.Unlock()
+		for rest := c.b; len(rest) > 0; {
+			n := len(rest)
+			if rate > 0 {
+				n = min(n, 4096)
+				time.Sleep(time.Duration(n) * time.Second / time.Duration(rate))
+			}
+			if _, err := to.Write(rest[:n]); err != nil {
+				return
+			}
+			rest = rest[n:]
 		}
 	}
 }

@@ -18,6 +18,8 @@ type uplinkStatus struct {
 	Connected bool    `json:"connected"`
 	Server    string  `json:"server"`
 	InFlight  int     `json:"in_flight"`
+	Window    int     `json:"window"`
+	Granted   int     `json:"granted"`
 	Records   int64   `json:"records"`
 	Bytes     int64   `json:"bytes"`
 	Oldest    float64 `json:"oldest_s"`

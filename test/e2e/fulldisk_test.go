@@ -1,0 +1,240 @@
+package e2e
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/plgd-dev/go-coap/v3/message/codes"
+)
+
+// smallDisk mounts an ext4 of so many MiB, in a file of its own, and returns the folder. It needs root or sudo, as scripts/test does.
+func smallDisk(t testing.TB, mebibytes int) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "tgd") // short: a socket stands in it
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	image, mount := filepath.Join(dir, "image"), filepath.Join(dir, "m")
+	if err := os.Mkdir(mount, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for _, command := range [][]string{
+		{"truncate", "-s", fmt.Sprintf("%dM", mebibytes), image},
+		{"mkfs.ext4", "-q", "-F", "-m", "0", "-E", fmt.Sprintf("root_owner=%d:%d", os.Getuid(), os.Getgid()), image},
+		{"mount", "-o", "loop", image, mount}, // umount lets go of the loop device, too
+	} {
+		if r := runLimited(t, asRoot(command[0], command[1:]...)); r.code != 0 {
+			t.Fatalf("%s: %v", strings.Join(command, " "), r)
+		}
+		if command[0] == "mount" {
+			t.Cleanup(func() {
+				if r := runLimited(t, asRoot("umount", mount)); r.code != 0 {
+					t.Errorf("umount: %v", r)
+				}
+			})
+		}
+	}
+	return mount
+}
+
+// asRoot is a command as root: by itself, or by sudo.
+func asRoot(name string, args ...string) *exec.Cmd {
+	path, err := exec.LookPath(name)
+	if err != nil {
+		path = "/usr/sbin/" + name
+	}
+	if os.Getuid() != 0 {
+		return exec.Command("sudo", append([]string{"-n", path}, args...)...)
+	}
+	return exec.Command(path, args...)
+}
+
+// onFullDisk is a gateway on a small disk that devices of each protocol fill while the cloud is away.
+type onFullDisk struct {
+	*gateway
+	cloud  *sink
+	disk   string
+	other  string // a file of somebody else's on the same disk
+	fleet  []*device
+	sensor *coapDevice
+}
+
+// newOnFullDisk starts it; max_bytes of the uplink is more than the disk has.
+func newOnFullDisk(t *testing.T, whenFull string) *onFullDisk {
+	f := &onFullDisk{disk: smallDisk(t, 64), cloud: newSink(t)}
+	f.cloud.down()
+	f.other = filepath.Join(f.disk, "other")
+	if err := os.WriteFile(f.other, make([]byte, 24<<20), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	f.gateway = newGateway(t)
+	f.configure(strings.Replace(head, `"data"`, fmt.Sprintf("%q", filepath.Join(f.disk, "data")), 1), "[coap]\n  listen = [\"coap://127.0.0.1:0\"]\n",
+		"[route.up]\n  from = [\"plant/#\"]\n",
+		uplinkTo("cloud", f.cloud.url(), "5", "[uplink.cloud.buffer]\n  max_bytes = \"1GiB\"\n  when_full = \""+whenFull+"\""))
+	f.start()
+	for i, version := range []string{"3.1.1", "5"} {
+		name := fmt.Sprintf("dev%d", i)
+		d := &device{name: name, topic: "plant/" + name, version: version, qos: 1, window: 50, pad: 4000, addr: f.here}
+		f.fleet = append(f.fleet, d.start(t))
+	}
+	f.sensor = &coapDevice{name: "sensor", topic: "plant/sensor", addr: func() string { return f.addr("coap") }}
+	f.sensor.start(t)
+	return f
+}
+
+func (f *onFullDisk) String() string {
+	text := f.sensor.String()
+	for _, d := range f.fleet {
+		text += "\n" + d.String()
+	}
+	return text
+}
+
+// acked is how many messages were acknowledged to devices.
+func (f *onFullDisk) acked() int {
+	n := f.sensor.ackedCount()
+	for _, d := range f.fleet {
+		n += d.ackedCount()
+	}
+	return n
+}
+
+// refused tells whether each kind of device was refused since the counts that before returned.
+func (f *onFullDisk) refusals() (connects, refused int, unavailable int) {
+	f.fleet[0].mu.Lock()
+	connects = f.fleet[0].connects
+	f.fleet[0].mu.Unlock()
+	f.fleet[1].mu.Lock()
+	refused = f.fleet[1].refused
+	f.fleet[1].mu.Unlock()
+	f.sensor.mu.Lock()
+	unavailable = f.sensor.refused[codes.ServiceUnavailable]
+	f.sensor.mu.Unlock()
+	return connects, refused, unavailable
+}
+
+// finish lets the devices end what they began and returns how many messages each of them had acknowledged, by topic.
+func (f *onFullDisk) finish(t *testing.T) map[string]int {
+	t.Helper()
+	f.sensor.stop()
+	halt(f.fleet)
+	counts := map[string]int{"plant/sensor": f.sensor.ackedCount()}
+	for _, d := range f.fleet {
+		counts[d.topic] = d.finish(t, 0, 90*time.Second)
+	}
+	return counts
+}
+
+func (f *onFullDisk) removeOther(t *testing.T) {
+	t.Helper()
+	if err := os.Remove(f.other); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestFullDiskRefuses: on a full disk devices are refused with the words of their protocols, and nothing else happens. When somebody makes
+// room they are taken in again, and when the cloud is back the disk is emptied without needing room for it.
+func TestFullDiskRefuses(t *testing.T) {
+	f := newOnFullDisk(t, "refuse")
+	fills := func() {
+		t.Helper()
+		connects, refused, unavailable := f.refusals()
+		waitFor(t, 90*time.Second, "devices of every protocol to be refused", func() bool {
+			c, r, u := f.refusals()
+			return c > connects && r > refused && u > unavailable
+		}, f.String)
+		waitFor(t, 90*time.Second, "status to tell that the disk is full", func() bool {
+			r := f.run("status")
+			return r.code == 0 && strings.Contains(strings.ToLower(r.out), "no space left")
+		}, f.String)
+	}
+	fills()
+	first := f.acked()
+	t.Logf("full after %d messages", first)
+	f.removeOther(t)
+	waitFor(t, 90*time.Second, "devices to be taken in again", func() bool { return f.acked() > first+2000 }, f.String)
+	fills()
+	t.Logf("full again after %d messages", f.acked())
+	f.cloud.up()
+	waitFor(t, 90*time.Second, "devices to be taken in again", func() bool { return f.cloud.arrived() > f.acked()/2 }, f.String)
+	counts := f.finish(t)
+	f.requireDrained("cloud", 90*time.Second)
+	for topic, n := range counts {
+		// A device that has many messages in flight and hears that one is refused sends it again behind those that were taken.
+		if late := f.cloud.requireEach(t, topic, n); late > 0 && topic != f.fleet[1].topic {
+			t.Errorf("%s: %d messages came after later ones", topic, late)
+		}
+	}
+	f.requireAccounted(t, 0)
+	if !f.running() {
+		t.Error("the gateway ended")
+	}
+	f.stop()
+}
+
+// TestFullDiskDropsOldest: on a full disk the oldest records make room, are counted and announced, and everything else arrives in order.
+func TestFullDiskDropsOldest(t *testing.T) {
+	f := newOnFullDisk(t, "drop-oldest")
+	evicted := func() int { return int(f.metrics().places("cloud")["evicted"]) }
+	waitFor(t, 90*time.Second, "the oldest records to be evicted", func() bool { return evicted() > 5000 }, f.String)
+	before, acked := evicted(), f.acked()
+	waitFor(t, 90*time.Second, "devices to be acknowledged on the full disk", func() bool { return f.acked() > acked+1000 }, f.String)
+	f.removeOther(t)
+	waitFor(t, 90*time.Second, "the buffer to use the room", func() bool {
+		return !strings.Contains(f.run("status").out, "NO SPACE LEFT")
+	}, f.String)
+	t.Logf("%d records were evicted before there was room, %d until it was noticed, of %d acknowledged", before, evicted(), f.acked())
+	f.cloud.up()
+	counts := f.finish(t)
+	f.requireDrained("cloud", 90*time.Second)
+	n, gaps := 0, 0
+	f.cloud.mu.Lock()
+	for topic, want := range counts {
+		st := f.cloud.streams[topic]
+		if st == nil || st.newest != want {
+			t.Errorf("%s: %+v, want %d as the newest", topic, st, want)
+			continue
+		}
+		n, gaps = n+want, gaps+len(st.missing)
+	}
+	f.cloud.mu.Unlock()
+	// What a device sent twice, as its first acknowledgement was not sure, can be evicted without missing.
+	if most := evicted(); gaps > most || f.cloud.arrived()+gaps != n {
+		t.Errorf("%d arrived and %d are missing of %d; %d were counted as evicted", f.cloud.arrived(), gaps, n, most)
+	}
+	f.requireAccounted(t, evicted())
+	announced := func() int {
+		f.cloud.mu.Lock()
+		defer f.cloud.mu.Unlock()
+		return f.cloud.gone["evicted"]
+	}
+	waitFor(t, 90*time.Second, "every evicted record to be announced", func() bool { return announced() == evicted() }, func() string {
+		return fmt.Sprintf("%d of %d", announced(), evicted())
+	})
+	f.stop()
+}
+
+// requireAccounted wants every copy to have been delivered, evicted or refused, and the sink to have seen each that was delivered.
+func (f *onFullDisk) requireAccounted(t *testing.T, evicted int) {
+	t.Helper()
+	var places map[string]float64
+	waitFor(t, soon, "the ledger to add up", func() bool {
+		m := f.metrics()
+		places = m.places("cloud")
+		total := 0.0
+		for _, n := range places {
+			total += n
+		}
+		return int(places["delivered"]) == f.cloud.arrived()+f.cloud.repeated() && int(places["evicted"]) == evicted &&
+			places["delivered"]+places["evicted"]+places["refused"] == total
+	}, func() string {
+		return fmt.Sprintf("%s; %d arrived, %d again", ledgerText(places), f.cloud.arrived(), f.cloud.repeated())
+	})
+	t.Logf("ledger: %s; %d arrived, %d again", ledgerText(places), f.cloud.arrived(), f.cloud.repeated())
+}
