@@ -284,6 +284,7 @@ func (l *Log) writeFrame(f *frameBuilder, sync bool) (*segment, int64, error) {
 			l.suspect(seg)
 			return nil, 0, fmt.Errorf("write %s: %w", seg.name, err)
 		}
+		l.vault.trim()
 		l.counted(func(c *counters) { c.frames++ })
 	}
 	if sync && seg != nil {

@@ -32,9 +32,12 @@ type compressor struct {
 	bytes   int
 	enc     *zstd.Encoder
 	out     []byte
-	// rest is how many groups are left as they are before the next try, resting how many that were the last time.
-	rest, resting int
+	// rests belong to a key each: what one uplink sends says nothing of the others.
+	rests map[uint32]*rest
 }
+
+// rest is how many groups are left as they are before the next try, and how many that were the last time.
+type rest struct{ left, last int }
 
 // shrink compresses the groups of f.
 func (c *compressor) shrink(f *frameBuilder) {
@@ -51,8 +54,16 @@ func (c *compressor) group(g *recordGroup) {
 	if g.count < c.records || len(records) < c.bytes || g.codec != codecNone {
 		return
 	}
-	if c.rest > 0 {
-		c.rest--
+	r := c.rests[g.key.id]
+	if r == nil {
+		if c.rests == nil {
+			c.rests = map[uint32]*rest{}
+		}
+		r = &rest{}
+		c.rests[g.key.id] = r
+	}
+	if r.left > 0 {
+		r.left--
 		return
 	}
 	if c.enc == nil {
@@ -64,36 +75,41 @@ func (c *compressor) group(g *recordGroup) {
 		}
 		c.enc = enc
 	}
-	c.out = c.enc.EncodeAll(records, c.out[:0])
-	if len(c.out) > len(records)-len(records)/8 {
-		c.resting = min(2*c.resting+1, restTries)
-		c.rest = c.resting
-		return
-	}
-	c.resting = 0
-	g.raw, g.codec = len(records), codecZstd
-	g.buf = append(g.buf[:g.start+sectionHeaderLen], c.out...)
-	if cap(c.out) > 2*frameBytes {
+	out := c.enc.EncodeAll(records, c.out[:0])
+	if c.out = out; cap(out) > 2*frameBytes {
 		c.out = nil // one large record does not keep its memory for ever
 	}
+	if len(out) > len(records)-len(records)/8 {
+		r.last = min(2*r.last+1, restTries)
+		r.left = r.last
+		return
+	}
+	r.last = 0
+	g.raw, g.codec = len(records), codecZstd
+	g.buf = append(g.buf[:g.start+sectionHeaderLen], out...)
 }
 
-// inflate is the one decoder of all readers. It is made when it is needed first.
-var inflate = sync.OnceValues(func() (*zstd.Decoder, error) {
-	return zstd.NewReader(nil, zstd.WithDecoderConcurrency(0), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxMemory(maxRaw))
-})
+// inflater is the decoder of all readers of a log. It is made when it is needed first; the zero value is ready.
+type inflater struct {
+	once sync.Once
+	dec  *zstd.Decoder
+	err  error
+}
 
 // decompress appends the raw bytes of b to dst, which has room for exactly them.
-func decompress(dst, b []byte, codec uint8, raw int) ([]byte, error) {
+func (d *inflater) decompress(dst, b []byte, codec uint8, raw int) ([]byte, error) {
 	if codec != codecZstd {
 		return nil, fmt.Errorf("codec %d: %w", codec, errBadContent)
 	}
-	d, err := inflate()
-	if err != nil {
-		return nil, err
+	d.once.Do(func() {
+		d.dec, d.err = zstd.NewReader(nil, zstd.WithDecoderConcurrency(2), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxMemory(maxRaw),
+			zstd.WithDecodeAllCapLimit(true))
+	})
+	if d.err != nil {
+		return nil, d.err
 	}
 	before := len(dst)
-	dst, err = d.DecodeAll(b, dst)
+	dst, err := d.dec.DecodeAll(b, dst)
 	if err != nil || len(dst)-before != raw {
 		return nil, fmt.Errorf("compressed records: %w", errBadContent)
 	}

@@ -8,7 +8,9 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"runtime"
+	"slices"
 
 	"golang.org/x/crypto/chacha20poly1305"
 	"golang.org/x/sys/cpu"
@@ -205,9 +207,6 @@ type vault struct {
 
 // seal gives a copy of f, for off in s, in which the records are sealed. It is valid until the next one.
 func (v *vault) seal(f *frameBuilder, s *segment, off int64) ([]byte, error) {
-	if cap(v.out) > 2*frameBytes {
-		v.out = nil // one large record does not keep its memory for ever
-	}
 	b := append(v.out[:0], f.buf...)
 	for _, w := range f.seals {
 		at := keyPlace{salt: s.salt, index: s.index, cipher: w.key.cipher}
@@ -217,6 +216,13 @@ func (v *vault) seal(f *frameBuilder, s *segment, off int64) ([]byte, error) {
 		}
 	}
 	return b, nil
+}
+
+// trim lets go of the memory of a large frame once it is written.
+func (v *vault) trim() {
+	if cap(v.out) > 2*frameBytes {
+		v.out = nil
+	}
 }
 
 // keyring holds the keys of one queue, the one for new records first.
@@ -258,6 +264,30 @@ func (l *Log) checkKeys() error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// seals tells whether any queue has its records sealed. Log.mu is held, or nobody else has the log yet.
+func (l *Log) seals() bool {
+	return slices.ContainsFunc(l.order, func(q *Queue) bool {
+		_, ok := q.keys.first()
+		return ok
+	})
+}
+
+// dropPlainSpares removes, where records are sealed, files kept for reuse: records from before that may still stand in them as they came.
+func (l *Log) dropPlainSpares() {
+	if l.readOnly || !l.seals() {
+		return
+	}
+	for _, s := range l.spares {
+		l.afterwards(func() error { return l.fs.Remove(filepath.Join(l.dir, s.name)) })
+	}
+	l.spares = nil
+}
+
+// plainInside tells whether records stand in s as they came. Log.mu is held.
+func (s *segment) plainInside() bool {
+	return slices.ContainsFunc(s.extents, func(e *extent) bool { return e.key == 0 })
 }
 
 // keyIDs counts the stored records by the name of their key. Log.mu is held, or nobody else has the log yet.

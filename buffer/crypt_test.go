@@ -266,7 +266,7 @@ func TestMovedSectionDoesNotOpen(t *testing.T) {
 			return err
 		}
 		var u unsealer
-		_, err = u.records(sec, s, off, keyring{k}, "q")
+		_, err = u.records(new(inflater), sec, s, off, keyring{k}, "q")
 		return err
 	}
 	same := func([]byte) {}

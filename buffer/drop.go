@@ -108,8 +108,8 @@ func (l *Log) giveAway(q *Queue, why Reason, c cutting) {
 				at = b.Recs[i].Seq + 1
 			}
 			if locked := (*KeyError)(nil); errors.As(res.err, &locked) {
-				// What is given up needs no key; only whose it was remains unknown.
-				q.report(why, overlap(nil, c.spans, p.lo, p.hi), epoch)
+				// What is given up needs no key; only its content remains unknown.
+				l.giveAwaySealed(q, why, c.spans, p, &b.win)
 				break
 			}
 			if res.err != nil {
@@ -135,6 +135,36 @@ func (l *Log) giveAway(q *Queue, why Reason, c cutting) {
 		}
 		l.mu.Unlock()
 		q.reportLost(lost, epoch)
+	}
+}
+
+// giveAwaySealed tells the owner of records that nobody can read, by the index of their frames, that they are given up. w reads their segment.
+func (l *Log) giveAwaySealed(q *Queue, why Reason, spans []span, p pass, w *window) {
+	for off := p.off; off < p.end; {
+		h, body, err := w.frame(off, p.end, true)
+		if err != nil {
+			return // what cannot be read either is found missing
+		}
+		off += h.total()
+		for range h.sections {
+			sec, rest, err := nextSection(body)
+			if err != nil {
+				return
+			}
+			body = rest
+			if sec.kind != sectionRecords {
+				continue
+			}
+			entries, err := decodeIndex(nil, sec, p.seg.epoch)
+			if err != nil {
+				return
+			}
+			for _, e := range entries {
+				if lo, hi := max(e.first, p.lo), min(e.last, p.hi); e.queue == q.id && lo <= hi {
+					q.report(why, overlap(nil, spans, lo, hi), e.epoch)
+				}
+			}
+		}
 	}
 }
 

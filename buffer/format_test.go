@@ -136,7 +136,7 @@ func TestReadGolden(t *testing.T) {
 		t.Fatalf("%v %v %+v", ok, ok2, sealed)
 	}
 	var got Batch
-	p := pass{queue: 1, seg: s, lo: 1, hi: math.MaxUint64}
+	p := pass{log: new(Log), queue: 1, seg: s, lo: 1, hi: math.MaxUint64}
 	w.reset(f, h.salt)
 	for off := int64(dataStart); ; {
 		h, body, err := w.frame(off, int64(len(b)), true)
@@ -208,7 +208,7 @@ func TestSealedGolden(t *testing.T) {
 	}
 	for id := range uint64(3) {
 		var got Batch
-		p := pass{queue: id + 1, seg: s, keys: keyring{testKey(t, 1), testKey(t, 2)}, lo: 1, hi: math.MaxUint64}
+		p := pass{log: new(Log), queue: id + 1, seg: s, keys: keyring{testKey(t, 1), testKey(t, 2)}, lo: 1, hi: math.MaxUint64}
 		if err := p.decode(&got, h, b[frameHeaderLen:h.total()], dataStart); err != nil || len(got.Recs) != 3 {
 			t.Fatalf("queue %d: %d records, %v", id+1, len(got.Recs), err)
 		}

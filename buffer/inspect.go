@@ -126,7 +126,7 @@ func (l *Log) unlock(u *unsealer, s *segment, h frameHeader, off int64, body []b
 			if !sec.sound() {
 				return 0, errBadContent
 			}
-			_, err := u.records(sec, s, at, l.anyKey(sec.key), "")
+			_, err := u.records(&l.inflate, sec, s, at, l.anyKey(sec.key), "")
 			if missing := (*KeyError)(nil); errors.As(err, &missing) {
 				locked += uint64(sec.count)
 			} else if err != nil {

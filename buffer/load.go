@@ -55,7 +55,8 @@ func (l *Log) tryLoad(info FileInfo, index uint64, anyway bool) (scanned, bool, 
 			}
 			garbage = !blank
 		}
-		return scanned{torn: garbage}, false, errors.Join(f.Close(), l.dispose(info, garbage))
+		l.afterwards(func() error { return l.dispose(info, garbage) })
+		return scanned{torn: garbage}, false, f.Close()
 	}
 	s := &segment{
 		index: index, name: info.Name, salt: h.salt, epoch: h.epoch, first: h.first, size: info.Size, file: f, sealed: true, head: h.raw,
@@ -66,7 +67,8 @@ func (l *Log) tryLoad(info FileInfo, index uint64, anyway bool) (scanned, bool, 
 	}
 	if sc.headless && h.unused && s.end == dataStart {
 		// The power failed before anything of a new segment was synced.
-		return scanned{}, false, errors.Join(f.Close(), l.dispose(info, false))
+		l.afterwards(func() error { return l.dispose(info, false) })
+		return scanned{}, false, f.Close()
 	}
 	l.segments = append(l.segments, s)
 	l.epoch = max(l.epoch, h.epoch)

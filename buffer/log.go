@@ -88,6 +88,8 @@ type Log struct {
 	done      sync.WaitGroup
 	closeOnce sync.Once
 	closeErr  error
+	// later is what recovery does to the disk in the end.
+	later []func() error
 	// aside lists damage met by Open in files, or parts of them, that are no part of the log any more.
 	aside []Damage
 	// quarantined counts the bytes of the quarantine folder, nextSpare numbers spare files.
@@ -101,6 +103,7 @@ type Log struct {
 	expiry          expiry
 	compressor      compressor
 	vault           vault
+	inflate         inflater
 }
 
 // counters are what Stats tells since Open.

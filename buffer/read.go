@@ -252,6 +252,10 @@ func (p pass) run(b *Batch) passResult {
 		res.damage = append(res.damage, badRegion{res.off, next, err})
 		res.off = next
 	}
+	b.win.ahead = 0
+	if took := int(res.off - p.off); b.unsealer.size > took && len(res.damage) == 0 {
+		b.win.ahead = max(took+took/4, 64<<10)
+	}
 	if n := len(b.Recs); n > 0 {
 		res.reached = b.Recs[n-1].Seq
 	} else {
@@ -301,7 +305,7 @@ func (p pass) decode(b *Batch, h frameHeader, body []byte, off int64) error {
 		if !wanted(b.entries, p.queue, p.lo, p.hi) {
 			continue
 		}
-		records, err := b.unsealer.records(s, p.seg, place, p.keys, p.name)
+		records, err := b.unsealer.records(&p.log.inflate, s, p.seg, place, p.keys, p.name)
 		if err != nil {
 			return err
 		}

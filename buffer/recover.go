@@ -55,6 +55,13 @@ func (l *Log) recover() error {
 	if err := l.checkKeys(); err != nil {
 		return err
 	}
+	l.dropPlainSpares()
+	for _, f := range l.later {
+		if err := f(); err != nil {
+			return err
+		}
+	}
+	l.later = nil
 	if lostEnd || len(found) == 0 {
 		l.epoch = newEpoch(l.epoch)
 	}
@@ -96,8 +103,12 @@ func (l *Log) recoverSpare(f FileInfo) error {
 	if l.readOnly {
 		return nil
 	}
-	return l.fs.Remove(filepath.Join(l.dir, f.Name))
+	l.afterwards(func() error { return l.fs.Remove(filepath.Join(l.dir, f.Name)) })
+	return nil
 }
+
+// afterwards puts off what changes the disk until it is clear that the log can be opened.
+func (l *Log) afterwards(f func() error) { l.later = append(l.later, f) }
 
 // restore makes the queues and their extents from what was found, oldest first.
 func (l *Log) restore(found []scanned) {

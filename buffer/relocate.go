@@ -2,6 +2,7 @@ package buffer
 
 import (
 	"cmp"
+	"errors"
 	"slices"
 	"time"
 )
@@ -46,14 +47,23 @@ func (l *Log) relocate() (bool, error) {
 	limit := l.frameLimit()
 	f := newFrame(frameRelocated, nil, l.time.now())
 	var b Batch
+	locked := false
 	for _, p := range parts {
-		if f.size >= limit || !l.gather(f, p, &b, limit) {
+		if f.size >= limit {
+			break
+		}
+		err := l.gather(f, p, &b, limit)
+		if errors.As(err, new(*KeyError)) {
+			locked = true // whose key nobody has stays where it is; the others need not wait for that
+			continue
+		}
+		if err != nil {
 			break
 		}
 	}
 	l.mu.Lock()
 	l.unpin(s)
-	if f.count == 0 && s.live > 0 {
+	if (f.count == 0 || locked && f.size < limit) && s.live > 0 {
 		s.stuckUntil = time.Now().Add(moveRetry)
 	}
 	f.first = l.durableNext()
@@ -74,14 +84,14 @@ type movePart struct {
 	p pass
 }
 
-// gather puts the live records of a part into f, as long as that is not full. It returns false when the disk cannot be read.
-func (l *Log) gather(f *frameBuilder, part movePart, b *Batch, limit int) bool {
+// gather puts the live records of a part into f, as long as that is not full. It returns the error of the disk, or a KeyError.
+func (l *Log) gather(f *frameBuilder, part movePart, b *Batch, limit int) error {
 	p, q := part.p, part.q
 	entry := -1
 	for p.lo <= p.hi && f.size < limit {
 		res := p.run(b)
 		if res.err != nil {
-			return false
+			return res.err
 		}
 		l.mu.Lock()
 		damage, lost := l.noteDamage(q, p, res, b.Recs)
@@ -98,7 +108,7 @@ func (l *Log) gather(f *frameBuilder, part movePart, b *Batch, limit int) bool {
 		}
 		p.off, p.lo = res.off, res.reached+1
 	}
-	return true
+	return nil
 }
 
 // emptiest gives the segment to be moved, nil if none needs to be. Log.mu is held.

@@ -268,7 +268,7 @@ func (l *Log) free(dead []*segment) {
 		s.gone = true
 		l.segments = slices.DeleteFunc(l.segments, func(x *segment) bool { return x == s })
 		l.dead = slices.DeleteFunc(l.dead, func(x *segment) bool { return x == s })
-		keep := len(l.spares)+len(ready) < maxSpares && !s.suspect && s.size == size
+		keep := len(l.spares)+len(ready) < maxSpares && !s.suspect && s.size == size && !(l.seals() && s.plainInside())
 		n := l.nextSpare
 		l.nextSpare++
 		l.fileMu.Lock()

@@ -56,6 +56,16 @@ func (t *Tail) Next(ctx context.Context, after Seq, b *Batch) error {
 	}
 }
 
+// Needed tells whether any of the records lo..hi is not done with yet.
+func (q *Queue) Needed(lo, hi Seq) bool {
+	if lo > hi {
+		return false
+	}
+	q.log.mu.Lock()
+	defer q.log.mu.Unlock()
+	return q.done.count(lo, hi) < uint64(hi-lo)+1
+}
+
 // Stored is the last sequence that is on disk, or was: the next record to be read behind it is one that is not durable yet.
 func (q *Queue) Stored() Seq {
 	q.log.mu.Lock()

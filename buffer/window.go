@@ -12,6 +12,8 @@ type window struct {
 	salt uint64
 	off  int64
 	buf  []byte
+	// ahead is how much is read at once; 0: frameBytes. Less is of use where it is decompressed to as much as one batch takes.
+	ahead int
 	// err is the last error of the disk; unreadable bytes count as zero.
 	err error
 }
@@ -47,7 +49,11 @@ func (w *window) get(off int64, n int, end int64, load bool) ([]byte, error) {
 		if !load {
 			return nil, errOutside
 		}
-		w.fill(off, max(n, int(min(end-off, frameBytes))))
+		ahead := int64(frameBytes)
+		if w.ahead > 0 {
+			ahead = int64(w.ahead)
+		}
+		w.fill(off, max(n, int(min(end-off, ahead))))
 	}
 	return w.buf[off-w.off:][:n:n], nil
 }

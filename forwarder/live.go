@@ -20,8 +20,8 @@ import (
 //	floor                                                  end
 //	  |  backlog  | sent live | backlog |   sent live    |  live ...
 //
-// What the backlog has in flight stands in front of the fresh records, in the sockets and at the broker. So no more of it is in flight
-// than keeps the line busy: backlogPace.
+// What is in flight stands in front of the next fresh record, in the sockets and at the broker. So no more of this lane is in flight than
+// keeps the line busy: livePace.
 
 // The tracks of a stream: its lanes, of which the normal one is the backlog where live_first is set, and the fresh records of that lane.
 const (
@@ -34,10 +34,8 @@ const (
 	liveAge = time.Second
 	// liveCheck is how often the age of what leaves first is looked at.
 	liveCheck = 100 * time.Millisecond
-	// leastJump: fewer records are not worth a jump.
-	leastJump = 64
-	// maxParts bounds the parts of the backlog. Beyond it no more jumps are made.
-	maxParts = 256
+	// maxParts bounds the parts of the backlog. Beyond it no more jumps are made, which the joining of parts keeps from lasting.
+	maxParts = 1024
 	// liveRow is how many fresh records leave in a row while there is a backlog: where they come in as fast as they leave, the backlog would
 	// wait for ever.
 	liveRow = 16
@@ -45,19 +43,29 @@ const (
 
 // backlog is what the reader behind reads: parts of the queue, in order.
 type backlog struct {
-	wake chan struct{} // capacity 1
+	queue *buffer.Queue
+	wake  chan struct{} // capacity 1
+	empty chan struct{} // capacity 1: all of it was read
 
 	mu    sync.Mutex
 	parts []run
 }
 
-// add puts from..to behind the other parts.
+// add puts from..to behind the other parts. Parts become one where the cloud has all that lies between them.
 func (b *backlog) add(from, to buffer.Seq) {
 	if from > to {
 		return
 	}
 	b.mu.Lock()
-	b.parts = append(b.parts, run{from, to})
+	joined := b.parts[:0]
+	for _, p := range append(b.parts, run{from, to}) {
+		if n := len(joined); n > 0 && !b.queue.Needed(joined[n-1].to+1, p.from-1) {
+			joined[n-1].to = p.to
+			continue
+		}
+		joined = append(joined, p)
+	}
+	b.parts = joined
 	b.mu.Unlock()
 	signal(b.wake)
 }
@@ -81,6 +89,7 @@ func (b *backlog) next(ctx context.Context, after buffer.Seq) (run, error) {
 			return p, nil
 		}
 		b.mu.Unlock()
+		signal(b.empty)
 		select {
 		case <-b.wake:
 		case <-ctx.Done():
@@ -118,6 +127,7 @@ type front struct {
 	mu    sync.Mutex
 	jumps int
 	after buffer.Seq
+	began int // the jump from which on the reader goes on by itself
 	// moved ends the reading from before a jump.
 	moved context.CancelFunc
 }
@@ -128,7 +138,10 @@ func (f *front) read(ctx context.Context, after buffer.Seq, l *lease) (buffer.Se
 	defer stop()
 	f.mu.Lock()
 	l.jumps = f.jumps
-	after = max(after, f.after)
+	if f.began != f.jumps {
+		// What was read meanwhile belongs to the backlog as far as the jump says so, and is read again beyond.
+		f.began, after = f.jumps, f.after
+	}
 	f.moved = stop
 	f.mu.Unlock()
 	err := f.tail.Next(reading, after, &l.batch)
@@ -157,19 +170,20 @@ type live struct {
 	queue   *buffer.Queue
 	backlog *backlog
 	front   *front
-	jumps   int        // leases of an earlier number hold what a jump has left out
-	taken   buffer.Seq // the last fresh record that was taken
+	stuck   chan struct{} // capacity 1: the reader in front cannot read where it is
+	jumps   int           // leases of an earlier number hold what a jump has left out
+	taken   buffer.Seq    // the last fresh record that was taken
 	checked time.Time
 	row     int // fresh records that left in a row
-	pace    backlogPace
+	pace    livePace
 	failed  atomic.Bool // the reader in front cannot read where it is
 }
 
 func newLive(q *buffer.Queue, batch int) *live {
 	end := q.Stored()
 	l := &live{
-		queue: q, backlog: &backlog{wake: make(chan struct{}, 1)}, taken: end, pace: newBacklogPace(batch),
-		front: &front{tail: q.Tail(), after: end},
+		queue: q, backlog: &backlog{queue: q, wake: make(chan struct{}, 1), empty: make(chan struct{}, 1)}, taken: end,
+		pace: newLivePace(batch), front: &front{tail: q.Tail(), after: end, began: -1}, stuck: make(chan struct{}, 1),
 	}
 	l.backlog.add(q.Floor()+1, end)
 	return l
@@ -208,7 +222,7 @@ func (s *stream) freshen() {
 	if l != nil {
 		from = l.peek().Seq
 	}
-	if end < from || !failed && end-from < leastJump || v.backlog.count() >= maxParts {
+	if end < from || !failed && end == from || v.backlog.count() >= maxParts {
 		return
 	}
 	v.failed.Store(false)
@@ -227,64 +241,96 @@ func (s *stream) allowed(track int) bool {
 	switch {
 	case v == nil:
 		return true
+	case track == int(pipeline.Urgent):
+		return true
+	case !v.pace.room():
+		return false
 	case track == trackLive:
-		return !s.careful // a suspected record is looked for in the order of the queue
-	case track == int(pipeline.Normal):
-		return v.pace.room()
+		// A suspected record is looked for in the order of the queue.
+		return !s.careful || s.current[pipeline.Normal] == nil && v.backlog.count() == 0
 	}
 	return true
 }
 
 // turn says whether it is the backlog's turn although there are fresh records.
 func (s *stream) turn() bool {
-	return s.live != nil && s.live.row >= liveRow && s.current[pipeline.Normal] != nil && s.live.pace.room()
+	v := s.live
+	if v == nil || v.row < liveRow || !v.pace.room() {
+		return false
+	}
+	if s.current[pipeline.Normal] == nil {
+		select {
+		case l := <-s.feeds[pipeline.Normal].out:
+			s.take(int(pipeline.Normal), l)
+		default:
+		}
+	}
+	return s.current[pipeline.Normal] != nil
 }
 
-// backlogPace bounds what the backlog has in flight, by what it adds to the time that an acknowledgement takes: records that the line or
-// the broker cannot take yet only make the fresh ones wait. It is a window that grows while the acknowledgements come as quickly as the
-// quickest of late, and shrinks when they take queueing longer.
-type backlogPace struct {
+// stirred gives what wakes a waiting stream beside records and answers.
+func (v *live) stirred() (empty, stuck <-chan struct{}) {
+	if v == nil {
+		return nil, nil
+	}
+	return v.backlog.empty, v.stuck
+}
+
+// livePace bounds what the lane has in flight, by what it adds to the time that an acknowledgement takes: records that the line or the
+// broker cannot take yet only make fresh ones wait, and grow old where no jump can pass them. It is a window that grows while the
+// acknowledgements come as quickly as the quickest of late, and shrinks when they take queueing longer.
+type livePace struct {
 	window, least float64
 	open, peak    int
-	// low and lower are the shortest times of this span and of the one before.
-	low, lower time.Duration
-	span       time.Time
-	sum        time.Duration
-	n, round   int
+	// low is the shortest mean time of an answer since the line was last looked at with little in flight; one answer alone tells little on
+	// a line whose round trips vary. span is when that was.
+	low  time.Duration
+	span time.Time
+	// probing: little is kept in flight, to see the line without what waits on it; saved is the window for after that.
+	probing bool
+	saved   float64
+	// since: answers to what was sent earlier tell of the window before.
+	since    time.Time
+	sum      time.Duration
+	n, round int
 	// growth is 2 until the window was too large for the first time, then 1.25.
 	growth float64
 }
 
 const (
-	// queueing is how long a fresh record may wait behind the backlog on the way, or a quarter of the round trip where that is more.
+	// queueing is how long a fresh record may wait behind others on the way, or half of the round trip where that is more.
 	queueing = 5 * time.Millisecond
-	// paceSpan is how long a shortest time counts, at least. Then the window is made smaller for a moment, to see it anew.
+	// paceSpan is how often the line is looked at with little in flight: a part of the window, probeShare.
 	paceSpan    = 10 * time.Second
-	leastWindow = 16
+	probeShare  = 0.25
+	leastWindow = 1
+	firstWindow = 8
 	mostWindow  = 1 << 15
+	// leastRound is over how many answers a mean is taken, at least.
+	leastRound = 16
 )
 
-// newBacklogPace begins a pass; batch is how many records leave together.
-func newBacklogPace(batch int) backlogPace {
-	least := float64(max(leastWindow, 4*batch))
-	return backlogPace{window: least, least: least, round: int(least), growth: 2}
+// newLivePace begins a pass; batch is how many records leave together.
+func newLivePace(batch int) livePace {
+	least := float64(max(leastWindow, batch))
+	return livePace{window: max(firstWindow, least), least: least, round: leastRound, growth: 2}
 }
 
-func (p *backlogPace) room() bool { return p.open < int(p.window) }
+func (p *livePace) room() bool { return p.open < int(p.window) }
 
-func (p *backlogPace) sent() {
+func (p *livePace) sent() {
 	p.open++
 	p.peak = max(p.peak, p.open)
 }
 
 // answered takes a record out of flight. took is how long its acknowledgement took, 0 if it got none.
-func (p *backlogPace) answered(took time.Duration, now time.Time) {
+func (p *livePace) answered(took time.Duration, now time.Time) {
 	p.open--
-	if took <= 0 {
-		return
+	if p.probing && p.since.IsZero() && p.open < int(p.window) {
+		p.since = now // what waited on the line has left it
 	}
-	if p.low == 0 || took < p.low {
-		p.low = took
+	if took <= 0 || p.probing && p.since.IsZero() || now.Add(-took).Before(p.since) {
+		return
 	}
 	p.sum += took
 	if p.n++; p.n >= p.round {
@@ -292,27 +338,29 @@ func (p *backlogPace) answered(took time.Duration, now time.Time) {
 	}
 }
 
-func (p *backlogPace) adjust(now time.Time) {
+// adjust ends a round.
+func (p *livePace) adjust(now time.Time) {
 	average := p.sum / time.Duration(p.n)
-	low := p.low
-	if p.lower > 0 {
-		low = min(low, p.lower)
+	if p.probing || p.low == 0 || average < p.low {
+		p.low = average
 	}
-	limit := low + max(queueing, low/4)
+	limit := p.low + max(queueing, p.low/2)
 	switch {
+	case p.probing:
+		p.window, p.probing = p.saved, false
 	case average > limit:
 		p.window *= max(float64(limit)/float64(average), 0.5)
-		p.growth = 1.25
-	case float64(p.peak) > 0.8*p.window:
+		p.growth, p.since = 1.25, now
+	case p.peak >= int(0.8*p.window):
 		p.window *= p.growth
 	}
+	p.window = min(max(p.window, p.least), mostWindow)
 	if p.span.IsZero() {
 		p.span = now
 	}
 	if now.Sub(p.span) >= paceSpan {
-		p.span, p.lower, p.low = now, p.low, 0
-		p.window /= 2
+		p.span, p.probing, p.saved, p.since = now, true, p.window, time.Time{}
+		p.window = max(p.window*probeShare, p.least)
 	}
-	p.window = min(max(p.window, p.least), mostWindow)
-	p.sum, p.n, p.peak, p.round = 0, 0, p.open, max(int(p.window), 1)
+	p.sum, p.n, p.peak, p.round = 0, 0, p.open, max(int(p.window), leastRound)
 }

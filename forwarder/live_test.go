@@ -1,7 +1,6 @@
 package forwarder
 
 import (
-	"fmt"
 	"strconv"
 	"sync"
 	"testing"
@@ -87,7 +86,7 @@ func TestLiveFirst(t *testing.T) {
 	}{
 		"quick":     {20 * time.Microsecond, time.Millisecond, 8192, 25 * time.Millisecond},
 		"slow":      {2 * time.Millisecond, time.Millisecond, 8192, 100 * time.Millisecond},
-		"long line": {200 * time.Microsecond, 200 * time.Millisecond, 8192, 250 * time.Millisecond},
+		"long line": {200 * time.Microsecond, 200 * time.Millisecond, 8192, 350 * time.Millisecond},
 		"window 20": {100 * time.Microsecond, time.Millisecond, 20, 25 * time.Millisecond},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -269,10 +268,10 @@ func TestLiveFirstPoison(t *testing.T) {
 	}
 }
 
-// TestBacklogPace finds a window that keeps a server busy and adds little to its answers, also after the line has changed.
-func TestBacklogPace(t *testing.T) {
+// TestLivePace finds a window that keeps a server busy and adds little to its answers, also after the line has changed.
+func TestLivePace(t *testing.T) {
 	now := time.Unix(0, 0)
-	p := newBacklogPace(0)
+	var p livePace
 	// run lets a server take messages for a while and returns the mean time of an answer and how busy the server was.
 	run := func(each, trip, length time.Duration) (mean time.Duration, busy float64) {
 		type job struct{ sent, done time.Time }
@@ -309,11 +308,19 @@ func TestBacklogPace(t *testing.T) {
 		{2 * time.Millisecond, 5 * time.Millisecond},
 		{20 * time.Microsecond, time.Millisecond},
 	} {
+		p = newLivePace(0)
 		run(c.each, c.trip, 30*time.Second) // finds it
 		mean, busy := run(c.each, c.trip, 30*time.Second)
-		if most := c.trip + c.trip/2 + 2*queueing + leastWindow*c.each; mean > most || busy < 0.85 {
+		if most := 2*(c.trip+c.each) + 2*queueing; mean > most || busy < 0.85 {
 			t.Errorf("%v a message, round trip %v: answers took %v, want at most %v; busy %.2f, window %.0f", c.each, c.trip, mean, most, busy, p.window)
 		}
-		t.Log(fmt.Sprintf("%v a message, round trip %v: answers took %v, busy %.2f, window %.0f", c.each, c.trip, mean, busy, p.window))
+		// The same window for a line that was slower, and one that was quicker.
+		run(10*c.each, c.trip, 5*time.Minute)
+		run(c.each, c.trip, 5*time.Minute)
+		again, busyAgain := run(c.each, c.trip, 30*time.Second)
+		if again > 2*(c.trip+c.each)+2*queueing || busyAgain < 0.85 {
+			t.Errorf("%v a message, round trip %v: after a change of the line answers took %v, busy %.2f", c.each, c.trip, again, busyAgain)
+		}
+		t.Logf("%v a message, round trip %v: answers took %v, busy %.2f, window %.0f", c.each, c.trip, mean, busy, p.window)
 	}
 }

@@ -108,7 +108,10 @@ func (s *stream) open() {
 	}
 	f := newFeed(q, s.d.log)
 	f.read = v.front.read
-	f.failed = func() { v.failed.Store(true) }
+	f.failed = func() {
+		v.failed.Store(true)
+		signal(v.stuck)
+	}
 	s.feeds[trackLive] = f
 }
 
@@ -262,7 +265,10 @@ func (s *stream) wait(ctx context.Context) bool {
 		defer t.Stop()
 		due = t.C
 	}
+	empty, stuck := s.live.stirred()
 	select {
+	case <-empty:
+	case <-stuck:
 	case l := <-in[pipeline.Urgent]:
 		s.take(int(pipeline.Urgent), l)
 	case l := <-in[trackLive]:
@@ -373,7 +379,7 @@ func (s *stream) board(f *flight) {
 func (s *stream) launch(f *flight) {
 	s.window.add(f)
 	f.aboard = true
-	if s.live != nil && f.track == int(pipeline.Normal) {
+	if s.live != nil && f.lane == pipeline.Normal {
 		f.sent = time.Now()
 		s.live.pace.sent()
 	}
@@ -381,7 +387,7 @@ func (s *stream) launch(f *flight) {
 
 // land takes f out of the window.
 func (s *stream) land(f *flight) {
-	if s.live != nil && f.track == int(pipeline.Normal) && !f.answered {
+	if s.live != nil && f.lane == pipeline.Normal && !f.answered {
 		s.live.pace.answered(s.now.Sub(f.sent), s.now)
 	}
 	s.window.answer(f)

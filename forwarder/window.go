@@ -16,7 +16,7 @@ type flight struct {
 	epoch    uint64
 	cell     *cell
 	received time.Time
-	sent     time.Time // where the pace of the backlog is measured
+	sent     time.Time // where its answer is timed, see livePace
 	lease    *lease
 	rec      *buffer.Rec
 	data     []byte // the record, a part of the lease's memory
