@@ -241,6 +241,7 @@ func (s *stream) ship(ctx context.Context, p *parcel) bool {
 	if s.careful {
 		s.sent = time.Now()
 	}
+	p.members[0].batched = 0
 	if len(p.members) > 1 {
 		p.members[0].batched = p.text(0, 0)
 	}
