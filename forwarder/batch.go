@@ -24,7 +24,7 @@ import (
 
 // maxFlying bounds the text and the packed bytes of all batches in flight of one uplink, which stay in memory until they are
 // answered: one of them may be larger.
-const maxFlying = 2 << 20
+const maxFlying = 1 << 20
 
 // Room that a batch keeps for its header, and for the end of each line.
 const (
@@ -240,6 +240,7 @@ func (s *stream) ship(ctx context.Context, p *parcel) bool {
 	if s.careful {
 		s.sent = time.Now()
 	}
+	p.members[0].batched = 0
 	if len(p.members) > 1 {
 		p.members[0].batched = p.text(0, 0)
 	}

@@ -414,6 +414,44 @@ func TestBatchThatClosesTheConnection(t *testing.T) {
 	})
 }
 
+// TestBatchesCondemnNoGoodRecord: a line that closes every connection after a while makes no dead letters, and a broker that
+// closes it over everything makes few, as without batches.
+func TestBatchesCondemnNoGoodRecord(t *testing.T) {
+	for _, life := range []time.Duration{5 * time.Millisecond, time.Second, 1500 * time.Millisecond, 4 * time.Second, 14 * time.Second} {
+		var good atomic.Bool
+		decide := func(c *fakeCloud, link int, m message.Message, _ Identity) act {
+			return act{take: true, silent: !good.Load()}
+		}
+		inBubble(t, batchConfig(nil, func(b *config.Batch) { b.MaxDelay = 0 }), decide, func(r *rig, c *fakeCloud) {
+			for i := range 10 {
+				r.send("a", strconv.Itoa(i+1))
+			}
+			for range 300 {
+				time.Sleep(life)
+				c.drop(true)
+			}
+			if e := r.entry("all", "cloud"); e.Places["dead"] != 0 {
+				t.Errorf("life %v: %d good records became dead letters", life, e.Places["dead"])
+			}
+			good.Store(true)
+			c.drop(true)
+			waitEmpty(r, 10*time.Minute)
+			got, _ := unpack(t, c.arrivals())
+			checkOrder(t, got, map[string]int{"dev a": 10})
+		})
+	}
+	decide := func(*fakeCloud, int, message.Message, Identity) act { return act{cut: true, byPeer: true} }
+	inBubble(t, batchConfig(nil, nil), decide, func(r *rig, c *fakeCloud) {
+		for i := range 300 {
+			r.send("a", strconv.Itoa(i+1))
+		}
+		time.Sleep(time.Hour)
+		if e := r.entry("all", "cloud"); e.Places["dead"] > 20 {
+			t.Errorf("%d records became dead letters in an hour", e.Places["dead"])
+		}
+	})
+}
+
 // TestBatchRate: max_rate counts the messages in batches, and the bytes as they are sent.
 func TestBatchRate(t *testing.T) {
 	cfg := batchConfig(nil, nil)

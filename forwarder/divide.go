@@ -70,7 +70,7 @@ func (s *stream) divide(p *parcel, err error) {
 	case g.over:
 		s.landAll(p)
 	default:
-		s.d.log.Info("the cloud refused a batch; its records are tried in smaller ones", "lane", p.lane.String(), "records", n, "err", err)
+		s.d.log.Debug("the cloud refused a batch; its records are tried in smaller ones", "lane", p.lane.String(), "records", n, "err", err)
 		first := &parcel{lane: p.lane, members: p.members[: n/2 : n/2], lines: p.lines, qos: p.qos, piece: true}
 		second := &parcel{lane: p.lane, members: p.members[n/2:], lines: p.lines, qos: p.qos, piece: true}
 		g.pieces = append([]*parcel{first, second}, g.pieces...)

@@ -22,7 +22,7 @@ const (
 	placeExpired                // it was not worth sending any more
 	placeEvicted                // the buffer was full
 	placeRefused                // it was not taken, the device still has it
-	placeDead                   // it is, or was, a dead letter
+	placeDead                   // it is a dead letter, or was one that was given up; one that is resent is buffered again
 	placePurged                 // the operator removed it
 	placeDamaged                // the disk lost it
 	placeCount

@@ -238,8 +238,7 @@ func ResendDead(ctx context.Context, log *buffer.Log, c *config.Config, uplink s
 	return r.run(ctx, pick)
 }
 
-// DiscardDead gives up dead letters of a queue of them, with or without a gateway. In the ledger they stay where they are:
-// a copy in the place dead is, or was, a dead letter.
+// DiscardDead gives up dead letters of a queue of them, with or without a gateway. In the ledger they stay where they are.
 func DiscardDead(dead *buffer.Queue, pick DeadSelection) (DeadResult, error) {
 	var result DeadResult
 	var seqs []buffer.Seq

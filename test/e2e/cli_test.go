@@ -90,7 +90,7 @@ func TestCheck(t *testing.T) {
   to = ["nowhere"]
 [uplink.cloud]
   servers = ["mqtt://127.0.0.1:1883"]
-  batch = { max_messages = 100 }
+  batch = { max_messages = 0 }
   [uplink.cloud.buffer]
     max_byte = "1GiB"
 `)
@@ -110,7 +110,7 @@ func TestCheck(t *testing.T) {
 		{"18", "plant/#/x"},
 		{"19", "nothing"},
 		{"20", "nowhere"},
-		{"23", "batch"},
+		{"23", "max_messages"},
 		{"25", "max_bytes"},
 	} {
 		found := false
