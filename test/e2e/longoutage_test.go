@@ -75,7 +75,8 @@ func TestLongOutage(t *testing.T) {
 	longOutage(t, n, text != "", "")
 }
 
-// longOutage is an outage of n messages that come at 25,000 a second; options are further keys of the uplink.
+// longOutage is an outage of n messages that come at 25,000 a second; options are further keys of the uplink, as what changes the order in
+// which fresh messages and the backlog leave. It tells the age of fresh ones.
 func longOutage(t *testing.T, n int, bounded bool, options string) {
 	l := load{names: []string{"dev0", "dev1", "dev2", "dev3"}, size: 200, window: 1000}
 	names := l.names
