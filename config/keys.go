@@ -67,3 +67,8 @@ func parseKey(line string) ([]byte, error) {
 	}
 	return nil, fmt.Errorf("is no key of %d bytes in 64 hexadecimal digits or base64; %s", EncryptionKeyBytes, howToMakeKey)
 }
+
+// printable tells whether text has only characters of a keyboard.
+func printable(text string) bool {
+	return !strings.ContainsFunc(text, func(r rune) bool { return r < ' ' || r > '~' })
+}

@@ -219,6 +219,8 @@ func (v *validator) buffer(key string, u Uplink) {
 	v.oneOf(key+".buffer.compress", b.Compress, "auto", "off")
 	if _, err := b.Keys(); err != nil {
 		v.wrong(key+".buffer.encryption_key", "%s", err)
+	} else if text := b.EncryptionKey.Reveal(); len(text) == EncryptionKeyBytes && printable(text) {
+		v.warn(key+".buffer.encryption_key", "is a text of %d characters, which is easier to guess than %d random bytes; %s", len(text), len(text), howToMakeKey)
 	}
 }
 

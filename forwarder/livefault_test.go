@@ -59,7 +59,6 @@ type holeDisk struct {
 	*badDisk
 	mu   sync.Mutex
 	mark bool
-	path string
 	off  int64
 }
 

@@ -253,6 +253,11 @@ func DiscardDead(dead *buffer.Queue, pick DeadSelection) (DeadResult, error) {
 		}
 		return true
 	})
+	if errors.As(err, new(*buffer.KeyError)) && pick == (DeadSelection{}) {
+		// All of them, and nobody has their key: what is given up need not be read.
+		result.Done = dead.Purge()
+		return result, nil
+	}
 	if err != nil {
 		return result, fmt.Errorf("read dead letters: %w", err)
 	}

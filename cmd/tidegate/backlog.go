@@ -32,13 +32,22 @@ type queueRow struct {
 	Damaged  uint64     `json:"damaged"` // records lost to damage
 	// Keys counts the records by the name of the key they are encrypted with; absent if none is.
 	Keys map[string]uint64 `json:"keys,omitempty"`
+	// DeadKeys does so for the dead letters of the uplink, on its normal lane.
+	DeadKeys map[string]uint64 `json:"dead_keys,omitempty"`
 	// Configured says that the configuration has the uplink; others were left by an earlier one.
 	Configured bool `json:"configured"`
 }
 
 func listQueues(l *buffer.Log, uplinks map[string]config.Uplink) []queueRow {
 	rows := []queueRow{}
-	for _, q := range l.Queues() {
+	dead := map[string]map[string]uint64{}
+	queues := l.Queues()
+	for _, q := range queues {
+		if uplink, _, kind := metrics.SplitQueue(q.Name); kind == metrics.DeadLetters {
+			dead[uplink] = q.Keys
+		}
+	}
+	for _, q := range queues {
 		uplink, lane, kind := metrics.SplitQueue(q.Name)
 		if kind != metrics.Lane {
 			continue
@@ -48,6 +57,9 @@ func listQueues(l *buffer.Log, uplinks map[string]config.Uplink) []queueRow {
 			Uplink: uplink, Lane: lane, Records: q.Records, Bytes: q.Bytes, FirstSeq: uint64(q.First), LastSeq: uint64(q.Last),
 			Oldest: timeOrNull(q.Oldest), Newest: timeOrNull(q.Newest), Segments: q.Segments, Damaged: q.Damaged, Configured: configured, Keys: q.Keys,
 		})
+		if lane == "normal" {
+			rows[len(rows)-1].DeadKeys = dead[uplink]
+		}
 	}
 	return rows
 }
@@ -100,6 +112,7 @@ func exportRecords(l *buffer.Log, s selection, w io.Writer) error {
 		return err
 	}
 	var line []byte
+	var unread []error
 	unreadable := 0
 	for _, q := range queues {
 		uplink, lane, _ := metrics.SplitQueue(q.Name())
@@ -114,14 +127,17 @@ func exportRecords(l *buffer.Log, s selection, w io.Writer) error {
 			_, failed = w.Write(line)
 			return failed == nil
 		})
-		if err := errors.Join(failed, err); err != nil {
-			return fmt.Errorf("export %s: %w", q.Name(), err)
+		if failed != nil {
+			return fmt.Errorf("export %s: %w", q.Name(), failed)
+		}
+		if err != nil { // the others can be read all the same
+			unread = append(unread, fmt.Errorf("export %s: %w", q.Name(), err))
 		}
 	}
 	if unreadable > 0 {
-		return fmt.Errorf("%d records could not be decoded and were left out", unreadable)
+		unread = append(unread, fmt.Errorf("%d records could not be decoded and were left out", unreadable))
 	}
-	return nil
+	return errors.Join(unread...)
 }
 
 // readRow makes the line of one record, the same as in a batch; the lane of a dead letter is empty.

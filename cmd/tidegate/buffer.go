@@ -172,6 +172,9 @@ func printQueues(w io.Writer, rows []queueRow) {
 		for _, key := range slices.Sorted(maps.Keys(r.Keys)) {
 			fmt.Fprintf(w, "%s %s: %d of %d records are encrypted with key %s\n", r.Uplink, r.Lane, r.Keys[key], r.Records, key)
 		}
+		for _, key := range slices.Sorted(maps.Keys(r.DeadKeys)) {
+			fmt.Fprintf(w, "%s: %d dead letters are encrypted with key %s\n", r.Uplink, r.DeadKeys[key], key)
+		}
 	}
 }
 

@@ -126,7 +126,7 @@ func (g *gateway) openBuffer(ctx context.Context, reg prometheus.Registerer, s s
 		return &startError{exitFailed, "stop the other one, or give this one a data_dir of its own", fmt.Errorf("another gateway runs on %s: %w", dir, err)}
 	case errors.As(err, new(*buffer.KeyError)):
 		return &startError{exitConfig, "give that key back as a further line of encryption_key in [uplink.NAME.buffer]: nothing was changed on disk; " +
-			"or give the records up with tidegate buffer purge --yes --uplink NAME", err}
+			"or give the records up with tidegate buffer purge --yes --uplink NAME, and dead letters (dead/NAME) with tidegate buffer dead discard --yes --uplink NAME", err}
 	case err != nil:
 		return &startError{exitFailed, "check the disk and who may write to the folder", err}
 	}

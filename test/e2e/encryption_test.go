@@ -139,6 +139,38 @@ func TestPurgeWithoutKey(t *testing.T) {
 	g.stop()
 }
 
+// TestDeadLettersWithoutKey: dead letters whose key is lost keep the gateway from starting until they are discarded, and ls names their key.
+func TestDeadLettersWithoutKey(t *testing.T) {
+	g := newGateway(t, "[route.up]\n  from = [\"plant/#\"]\n  topic = \"{rest}\"\n", uplinkTo("cloud", "mqtt://127.0.0.1:9", "5",
+		"[uplink.cloud.buffer]\n  encryption_key = { file = \"buffer.key\" }"))
+	g.write("buffer.key", keyOne)
+	g.start()
+	w, err := dial(g.addr(devices), "5", login{client: "dev"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.close()
+	ackOf(t, w, "plant", 1, 1, []byte("nowhere")) // # matched nothing: there is no topic for it
+	ackOf(t, w, "plant/a", 1, 2, []byte("stored"))
+	waitFor(t, soon, "the dead letter", func() bool { return strings.Contains(g.run("buffer", "dead", "ls").out, "nowhere") })
+	if r := g.run("buffer", "ls"); !strings.Contains(r.out, "cloud: 1 dead letters are encrypted with key") {
+		t.Errorf("ls: %v", r)
+	}
+	g.stop()
+	g.write("buffer.key", keyTwo)
+	if r := g.run("run"); r.code != 78 || !strings.Contains(r.err, "dead/cloud") || !strings.Contains(r.err, "buffer dead discard") {
+		t.Fatalf("started with another key: %v", r)
+	}
+	if r := g.run("buffer", "purge", "--yes", "--uplink", "cloud"); r.code != 0 {
+		t.Fatalf("purge: %v", r)
+	}
+	if r := g.run("buffer", "dead", "discard", "--yes", "--uplink", "cloud"); r.code != 0 || !strings.Contains(r.out, "1 dead letters discarded") {
+		t.Fatalf("discard: %v", r)
+	}
+	g.start()
+	g.stop()
+}
+
 // treeOf reads every file below a folder.
 func treeOf(t *testing.T, dir string) map[string][]byte {
 	t.Helper()
