@@ -16,6 +16,8 @@ const (
 	maxQuiet = time.Hour
 	// probesPerQuiet is how often an earlier server is asked in the time it has to answer.
 	probesPerQuiet = 5
+	// answersLeast is how often it has to have answered, however long the pauses were: this machine may have slept.
+	answersLeast = 3
 	// probeLeast and probeMost bound the pause between two questions.
 	probeLeast = 20 * time.Millisecond
 	probeMost  = time.Minute
@@ -26,6 +28,7 @@ const (
 func (c *Client) awaitEarlier(ctx context.Context, current int) *move {
 	quiet := c.quiet
 	since := make([]time.Time, current) // zero: it does not answer
+	answers := make([]int, current)     // since then
 	defer c.remark("")
 	for {
 		pause := min(max(quiet/probesPerQuiet, probeLeast), probeMost)
@@ -43,7 +46,7 @@ func (c *Client) awaitEarlier(ctx context.Context, current int) *move {
 				if !since[i].IsZero() {
 					c.log.Info("an earlier server went away again", "server", sv.url, "error", err)
 				}
-				since[i] = time.Time{}
+				since[i], answers[i] = time.Time{}, 0
 				remark = note(remark, fmt.Sprintf("%s does not answer: %v", sv.url, err))
 				continue
 			}
@@ -52,8 +55,9 @@ func (c *Client) awaitEarlier(ctx context.Context, current int) *move {
 				since[i] = now
 				c.log.Info("an earlier server answers again", "server", sv.url, "return_after", quiet)
 			}
+			answers[i]++
 			held := now.Sub(since[i])
-			if held >= quiet {
+			if held >= quiet && answers[i] >= answersLeast {
 				return &move{label: endFailback, to: i, why: fmt.Sprintf("%s has answered for %s", sv.url, held.Round(time.Second/10))}
 			}
 			remark = note(remark, fmt.Sprintf("%s answers again; the uplink returns to it when that has lasted for %s", sv.url, quiet))

@@ -251,6 +251,7 @@ func TestServerThatRefusesIsNotBack(t *testing.T) {
 // TestReturnBetweenMosquittos: two real brokers, one over WebSocket; the session of the commands at the first one survives the
 // questions.
 func TestReturnBetweenMosquittos(t *testing.T) {
+	t.Parallel()
 	first, second := startMosquitto(t), startMosquitto(t)
 	ws, _ := webSocketListeners.Load("127.0.0.1:" + first.port)
 	first.kill()

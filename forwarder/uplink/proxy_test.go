@@ -69,6 +69,7 @@ func (e *everyListener) through(t *testing.T, scheme string, p config.Proxy) *ha
 }
 
 func TestProxies(t *testing.T) {
+	t.Parallel()
 	broker := listenEveryWay(t)
 	secret := config.NewSecret("s3cret-word")
 	login := func(p *proxyPeer) { p.user, p.pass = "gw", "s3cret-word" }
@@ -229,6 +230,7 @@ func TestProxyOfTheEnvironment(t *testing.T) {
 
 // TestBlackHoleBehindAProxy: what watches a connection watches it through a proxy too.
 func TestBlackHoleBehindAProxy(t *testing.T) {
+	t.Parallel()
 	for _, scheme := range []string{"http", "socks5"} {
 		cloud := cloud(t, testpeer.Options{})
 		hole, err := testpeer.NewProxy(cloud.Addr())

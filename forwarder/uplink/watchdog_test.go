@@ -159,6 +159,7 @@ func TestWatchdogBlockedWrite(t *testing.T) {
 
 // Nothing is in flight, the line is dead, and the broker wants no keep alive worth the name: it is asked as configured anyway.
 func TestWatchdogIdleBehindALongServerKeepAlive(t *testing.T) {
+	t.Parallel()
 	peer := cloud(t, testpeer.Options{})
 	peer.SetScript(testpeer.Script{Connect: func(testpeer.Connect) testpeer.Greeting {
 		return testpeer.Greeting{ServerKeepAlive: 65535}

@@ -336,6 +336,7 @@ func TestWebSocketMessages(t *testing.T) {
 // TestWebSocketPingsOnASlowLine: a server that pings while nothing can be written, because the line is slow and every buffer
 // is full, gets its pong when there is room. The connection is not given up over it, and reading goes on meanwhile.
 func TestWebSocketPingsOnASlowLine(t *testing.T) {
+	t.Parallel()
 	const size = 16 << 20 // more than the buffers on the way
 	pongs, got := make(chan string, 10), make(chan int, 1)
 	addr := handshakeServer(t, func(w http.ResponseWriter, r *http.Request) {
