@@ -21,6 +21,8 @@ const (
 	// probeLeast and probeMost bound the pause between two questions.
 	probeLeast = 20 * time.Millisecond
 	probeMost  = time.Minute
+	// probeIdle bounds the pause while no earlier server answers: each question costs a handshake, which somebody pays for.
+	probeIdle = 5 * time.Minute
 )
 
 // awaitEarlier asks the servers in front of the one in use, again and again, until one of them has answered for c.quiet
@@ -30,12 +32,12 @@ func (c *Client) awaitEarlier(ctx context.Context, current int) *move {
 	since := make([]time.Time, current) // zero: it does not answer
 	answers := make([]int, current)     // since then
 	defer c.remark("")
-	for {
-		pause := min(max(quiet/probesPerQuiet, probeLeast), probeMost)
+	usual := min(max(quiet/probesPerQuiet, probeLeast), probeMost)
+	for pause := usual; ; {
 		if !sleep(ctx, pause*9/10+rand.N(pause/5)) { //nolint:gosec // jitter is no secret
 			return nil
 		}
-		remark := ""
+		remark, answered := "", false
 		for i := range since {
 			sv := c.settings.servers[i]
 			err := c.probe(ctx, sv)
@@ -51,6 +53,7 @@ func (c *Client) awaitEarlier(ctx context.Context, current int) *move {
 				continue
 			}
 			now := time.Now()
+			answered = true
 			if since[i].IsZero() {
 				since[i] = now
 				c.log.Info("an earlier server answers again", "server", sv.url, "return_after", quiet)
@@ -63,6 +66,9 @@ func (c *Client) awaitEarlier(ctx context.Context, current int) *move {
 			remark = note(remark, fmt.Sprintf("%s answers again; the uplink returns to it when that has lasted for %s", sv.url, quiet))
 		}
 		c.remark(remark)
+		if pause = min(2*pause, max(usual, min(quiet, probeIdle))); answered {
+			pause = usual
+		}
 	}
 }
 

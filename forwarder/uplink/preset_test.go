@@ -109,7 +109,7 @@ func sendAll(t *testing.T, h *harness, list []message.Message) []error {
 	var all sync.WaitGroup
 	for i, m := range list {
 		all.Add(1)
-		err := link.Send(within(t, 10*time.Second), m, identity(i), func(err error) { results[i] = err; all.Done() })
+		err := link.Send(within(t, 60*time.Second), m, identity(i), func(err error) { results[i] = err; all.Done() })
 		if err != nil {
 			t.Fatalf("message %d: %v\n%s", i, err, h.log)
 		}
@@ -395,7 +395,7 @@ func TestEMQXAndHiveMQPresets(t *testing.T) {
 			text := "preset = '" + preset + "'\nservers = ['" + scheme + "://" + brokerName + "']\nusername = 'gw'\npassword = { file = 'word' }\n"
 			h := s.run(t, "{topic}", text, nil, nil)
 			l := newLedger(100)
-			if err := l.drain(within(t, 20*time.Second), h.Client, func(i int) message.Message { return reading(i, 2) }); err != nil {
+			if err := l.drain(within(t, 60*time.Second), h.Client, func(i int) message.Message { return reading(i, 2) }); err != nil {
 				t.Fatalf("%s: %v, %+v\n%s", preset, err, h.Status(), h.log)
 			}
 			l.once(t, success)

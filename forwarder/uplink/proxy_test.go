@@ -61,7 +61,7 @@ func (e *everyListener) through(t *testing.T, scheme string, p config.Proxy) *ha
 		}
 	}, nil, e.servers[scheme])
 	l := newLedger(200)
-	if err := l.drain(within(t, 20*time.Second), h.Client, func(i int) message.Message { return reading(i, 1) }); err != nil {
+	if err := l.drain(within(t, 60*time.Second), h.Client, func(i int) message.Message { return reading(i, 1) }); err != nil {
 		t.Fatalf("%s: %v, %+v\n%s", scheme, err, h.Status(), h.log)
 	}
 	l.once(t, success)
@@ -248,7 +248,7 @@ func TestBlackHoleBehindAProxy(t *testing.T) {
 		hole.BlackHole(true)
 		select {
 		case <-first.Lost():
-		case <-time.After(20 * time.Second):
+		case <-time.After(60 * time.Second):
 			t.Fatal("a dead connection was not noticed")
 		}
 		eventually(t, "counted", func() bool { return h.reconnects(endKeepAlive) == 1 })
@@ -283,7 +283,7 @@ func FuzzConnectAnswer(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 		defer cancel()
 		nc, err := p.connect(ctx, near, u, "b:1")
 		if err == nil && nc == nil || ctx.Err() != nil {

@@ -181,7 +181,7 @@ func TestWebSocketPathAndHost(t *testing.T) {
 			t.Fatal(err)
 		}
 		s := settings{}
-		if _, _, err := dial(within(t, 10*time.Second), &s, sv); err == nil {
+		if _, _, err := dial(within(t, 60*time.Second), &s, sv); err == nil {
 			t.Fatal("connected to a teapot")
 		}
 		r := <-asked
@@ -260,7 +260,7 @@ func TestSecureWebSocket(t *testing.T) {
 		c.CA, c.Cert, c.Key = a.path("ca.crt"), a.path("gateway.crt"), a.path("gateway.key")
 	}, nil, "wss://localhost:"+port)
 	l := newLedger(500)
-	if err := l.drain(within(t, 10*time.Second), h.Client, func(i int) message.Message { return reading(i, 1) }); err != nil {
+	if err := l.drain(within(t, 60*time.Second), h.Client, func(i int) message.Message { return reading(i, 1) }); err != nil {
 		t.Fatalf("%v\n%s", err, h.log)
 	}
 	l.once(t, success)
@@ -306,7 +306,7 @@ func TestWebSocketMessages(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	nc, tcp, err := dial(within(t, 10*time.Second), &settings{}, sv)
+	nc, tcp, err := dial(within(t, 60*time.Second), &settings{}, sv)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -372,7 +372,7 @@ func TestWebSocketPingsOnASlowLine(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	nc, tcp, err := dial(within(t, 10*time.Second), &settings{}, sv)
+	nc, tcp, err := dial(within(t, 60*time.Second), &settings{}, sv)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -398,7 +398,7 @@ func TestWebSocketPingsOnASlowLine(t *testing.T) {
 		if text != "alive?" {
 			t.Errorf("pong %q", text)
 		}
-	case <-time.After(10 * time.Second):
+	case <-time.After(60 * time.Second):
 		t.Error("no pong")
 	}
 	_ = tcp.Close()
