@@ -406,3 +406,33 @@ func TestEMQXAndHiveMQPresets(t *testing.T) {
 		}
 	}
 }
+
+// TestResumedSessionWithoutQoS2: a service that knows no QoS 2 is never sent a PUBREL, however its connections end.
+func TestResumedSessionWithoutQoS2(t *testing.T) {
+	peer := cloud(t, testpeer.Options{})
+	released := make(chan uint16, 1000)
+	peer.SetScript(testpeer.Script{
+		Publish: func(r testpeer.Received) testpeer.Answer {
+			// The first connections end before anything is taken.
+			return testpeer.Answer{Drop: r.Conn < 5, Then: map[bool]testpeer.Fault{true: {Kind: testpeer.Cut}}[r.Conn < 5]}
+		},
+		Release: func(id uint16) testpeer.Answer {
+			released <- id
+			return testpeer.Answer{Then: testpeer.Fault{Kind: testpeer.Cut}}
+		},
+	})
+	for _, v := range variants() {
+		if !v.commands || v.ws {
+			continue
+		}
+		h := run(t, v, func(c *config.Uplink) {
+			withCommands(c)
+			c.Limits = config.Limits{Service: "test", MaxQoS: 1}
+		}, nil, peer.URL())
+		eventually(t, "a connection that lasts", func() bool { return h.Status().Connected && h.Status().InFlight == 0 && peer.Count() > 4 })
+		h.stop()
+	}
+	if len(released) > 0 {
+		t.Errorf("%d identifiers were released at a service without QoS 2", len(released))
+	}
+}
