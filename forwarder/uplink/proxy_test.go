@@ -6,6 +6,7 @@ import (
 	"errors"
 	"net"
 	"net/url"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -106,8 +107,9 @@ func TestProxies(t *testing.T) {
 				before := len(peer.requests())
 				h := broker.through(t, scheme, p)
 				asked := peer.requests()[before:]
-				if len(asked) != 1 || "mqtt://"+asked[0] != "mqtt"+broker.servers[scheme][strings.Index(broker.servers[scheme], "://"):] {
-					t.Errorf("%s: the proxy was asked for %q", scheme, asked)
+				_, want, _ := strings.Cut(broker.servers[scheme], "://")
+				if len(asked) == 0 || slices.ContainsFunc(asked, func(a string) bool { return a != want }) {
+					t.Errorf("%s: the proxy was asked for %q, want %s\n%s", scheme, asked, want, h.log)
 				}
 				if strings.Contains(h.log.String(), "s3cret") {
 					t.Errorf("the log has the password:\n%s", h.log)
