@@ -44,15 +44,13 @@ func (defaults) fill(section any) {
 		*s = Route{Topic: "{topic}", QoS: 1, Retain: "keep", Lane: "normal"}
 	case *Uplink:
 		*s = Uplink{
-			SASLifetime: Duration(time.Hour),
-			Protocol:    "5",
-			ClientID:    "{gateway}-{uplink}",
-			KeepAlive:   Duration(30 * time.Second),
-			AckTimeout:  Duration(30 * time.Second),
-			Failback:    Age(5 * time.Minute),
-			Retain:      "keep",
-			Buffer:      Buffer{MaxBytes: 512 << 20, WhenFull: "drop-oldest", Compress: "auto"},
+			Protocol:   "5",
+			ClientID:   "{gateway}-{uplink}",
+			KeepAlive:  Duration(30 * time.Second),
+			AckTimeout: Duration(30 * time.Second),
+			Buffer:     Buffer{MaxBytes: 512 << 20, WhenFull: "drop-oldest", Compress: "auto"},
 		}
+		s.Failback, s.Retain, s.SASLifetime = Age(5*time.Minute), "keep", Duration(time.Hour)
 	case *Batch:
 		*s = Batch{
 			MaxMessages: 100, MaxDelay: Duration(time.Second), MaxBytes: 128 << 10, Compress: "zstd",

@@ -69,7 +69,8 @@ func presets() []preset {
 			keepMin: 30 * time.Second, keepMax: 1200 * time.Second, fill: fillAWS, check: checkAWS,
 		},
 		{
-			// Microsoft Learn, "Communicate with an IoT hub using the MQTT protocol", "Control access to IoT Hub using SAS".
+			// Microsoft Learn, "Communicate with an IoT hub using the MQTT protocol", "Control access to IoT Hub using SAS"; the bound of
+			// the keep-alive is the smaller one of two pages (19 min, 1177 s).
 			name: AzureIoTHub, path: "/$iothub/websocket",
 			limits:  Limits{MaxPacket: 256 << 10, MaxQoS: 1, NoRetain: true, StrictIdentity: true},
 			keepMax: 19 * time.Minute, fill: fillIoTHub, check: checkIoTHub,
@@ -81,11 +82,11 @@ func presets() []preset {
 			keepMax: 1160 * time.Second, check: checkEventGrid,
 		},
 		{
-			// HiveMQ Cloud documentation, "Quick start": MQTT over TLS 8883, over WebSocket 8884 and /mqtt; SNI is needed.
+			// HiveMQ Cloud console, connection details of a cluster: MQTT over TLS 8883, over WebSocket 8884 and /mqtt; SNI is needed.
 			name: HiveMQCloud, ports: map[string]int{"wss": 8884}, check: checkUserAndPassword,
 		},
 		{
-			// EMQX Cloud (EMQX Platform) documentation, "Connect to the deployment": 8883, WebSocket 8084 and /mqtt; SNI.
+			// EMQX Cloud documentation, "Serverless Connection Guide": TLS only, 8883, WebSocket 8084; the domain as it was given (SNI).
 			name: EMQXCloud, ports: map[string]int{"wss": 8084}, check: checkUserAndPassword,
 		},
 	}
@@ -245,7 +246,9 @@ func fillIoTHub(v *validator, key string, u *Uplink) {
 	if !v.given(key + ".protocol") {
 		u.Protocol = "3.1.1"
 	}
-	u.Retain = map[bool]string{true: u.Retain, false: "strip"}[v.given(key+".retain")]
+	if !v.given(key + ".retain") {
+		u.Retain = "strip"
+	}
 }
 
 func checkIoTHub(v *validator, key string, u *Uplink, servers []endpoint) {

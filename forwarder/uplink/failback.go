@@ -16,9 +16,13 @@ const (
 	maxQuiet = time.Hour
 	// probesPerQuiet is how often an earlier server is asked in the time it has to answer.
 	probesPerQuiet = 5
+	// answersLeast is how often it has to have answered, however long the pauses were: this machine may have slept.
+	answersLeast = 3
 	// probeLeast and probeMost bound the pause between two questions.
 	probeLeast = 20 * time.Millisecond
 	probeMost  = time.Minute
+	// probeIdle bounds the pause while no earlier server answers: each question costs a handshake, which somebody pays for.
+	probeIdle = 5 * time.Minute
 )
 
 // awaitEarlier asks the servers in front of the one in use, again and again, until one of them has answered for c.quiet
@@ -26,13 +30,14 @@ const (
 func (c *Client) awaitEarlier(ctx context.Context, current int) *move {
 	quiet := c.quiet
 	since := make([]time.Time, current) // zero: it does not answer
+	answers := make([]int, current)     // since then
 	defer c.remark("")
-	for {
-		pause := min(max(quiet/probesPerQuiet, probeLeast), probeMost)
+	usual := min(max(quiet/probesPerQuiet, probeLeast), probeMost)
+	for pause := usual; ; {
 		if !sleep(ctx, pause*9/10+rand.N(pause/5)) { //nolint:gosec // jitter is no secret
 			return nil
 		}
-		remark := ""
+		remark, answered := "", false
 		for i := range since {
 			sv := c.settings.servers[i]
 			err := c.probe(ctx, sv)
@@ -43,22 +48,27 @@ func (c *Client) awaitEarlier(ctx context.Context, current int) *move {
 				if !since[i].IsZero() {
 					c.log.Info("an earlier server went away again", "server", sv.url, "error", err)
 				}
-				since[i] = time.Time{}
+				since[i], answers[i] = time.Time{}, 0
 				remark = note(remark, fmt.Sprintf("%s does not answer: %v", sv.url, err))
 				continue
 			}
 			now := time.Now()
+			answered = true
 			if since[i].IsZero() {
 				since[i] = now
 				c.log.Info("an earlier server answers again", "server", sv.url, "return_after", quiet)
 			}
+			answers[i]++
 			held := now.Sub(since[i])
-			if held >= quiet {
+			if held >= quiet && answers[i] >= answersLeast {
 				return &move{label: endFailback, to: i, why: fmt.Sprintf("%s has answered for %s", sv.url, held.Round(time.Second/10))}
 			}
 			remark = note(remark, fmt.Sprintf("%s answers again; the uplink returns to it when that has lasted for %s", sv.url, quiet))
 		}
 		c.remark(remark)
+		if pause = min(2*pause, max(usual, min(quiet, probeIdle))); answered {
+			pause = usual
+		}
 	}
 }
 

@@ -31,7 +31,7 @@ func TestReturnWaitsForQuiet(t *testing.T) {
 				return down
 			}
 			return nil
-		}, 0, 2*time.Hour + 5*time.Minute, 2*time.Hour + 9*time.Minute},
+		}, 0, 2*time.Hour + 5*time.Minute, 2*time.Hour + 14*time.Minute},
 		"never": {1, func(string, time.Duration) error { return down }, 0, 0, 0},
 		"comes and goes": {1, func(_ string, d time.Duration) error {
 			if d%(5*time.Minute) < 90*time.Second { // away for 90 s of every five minutes
@@ -73,6 +73,24 @@ func TestReturnWaitsForQuiet(t *testing.T) {
 	}
 }
 
+// TestServersThatStayAwayAreAskedLessOften: each question costs a handshake.
+func TestServersThatStayAwayAreAskedLessOften(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := open(t, variants()[0], func(c *config.Uplink) { c.Failback = config.Age(5 * time.Minute) }, "mqtt://s0", "mqtt://s1")
+		asked := 0
+		h.probe = func(context.Context, server) error {
+			asked++
+			return errors.New("no route to host")
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 24*time.Hour)
+		defer cancel()
+		h.awaitEarlier(ctx, 1)
+		if asked < 24*12*9/10 || asked > 24*12*12/10 {
+			t.Errorf("asked %d times a day, want about once in five minutes", asked)
+		}
+	})
+}
+
 // TestReturnIsSaid: the status says how it stands, the log says each change once.
 func TestReturnIsSaid(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -94,7 +112,11 @@ func TestReturnIsSaid(t *testing.T) {
 		mu.Lock()
 		answer = nil
 		mu.Unlock()
-		time.Sleep(3 * time.Minute)
+		for range 60 { // it is asked once in five minutes at least
+			if time.Sleep(10 * time.Second); strings.Contains(h.Status().Note, "answers again") {
+				break
+			}
+		}
 		if n := h.Status().Note; !strings.Contains(n, "mqtt://s0 answers again; the uplink returns to it when that has lasted for 5m0s") {
 			t.Errorf("note %q", n)
 		}
@@ -150,7 +172,7 @@ func TestReturnLosesAndRepeatsNothing(t *testing.T) {
 		const n = 3000
 		l := newLedger(n)
 		ended := make(chan error, 1)
-		ctx := within(t, 40*time.Second)
+		ctx := within(t, 60*time.Second)
 		go func() {
 			ended <- l.drain(ctx, h.Client, func(i int) message.Message {
 				time.Sleep(time.Millisecond)
@@ -234,7 +256,7 @@ func TestServerThatRefusesIsNotBack(t *testing.T) {
 		peer := cloud(t, testpeer.Options{})
 		peer.SetScript(testpeer.Script{Connect: func(testpeer.Connect) testpeer.Greeting { return testpeer.Greeting{Code: c.code} }})
 		h := open(t, variant{protocol: c.protocol, driver: pipelinedDriver{}}, nil, peer.URL())
-		if err := h.look(within(t, 10*time.Second), h.settings.servers[0]); (err == nil) != c.back {
+		if err := h.look(within(t, 60*time.Second), h.settings.servers[0]); (err == nil) != c.back {
 			t.Errorf("MQTT %s, code %#x: %v", c.protocol, c.code, err)
 		}
 	}
@@ -251,6 +273,7 @@ func TestServerThatRefusesIsNotBack(t *testing.T) {
 // TestReturnBetweenMosquittos: two real brokers, one over WebSocket; the session of the commands at the first one survives the
 // questions.
 func TestReturnBetweenMosquittos(t *testing.T) {
+	t.Parallel()
 	first, second := startMosquitto(t), startMosquitto(t)
 	ws, _ := webSocketListeners.Load("127.0.0.1:" + first.port)
 	first.kill()
@@ -269,7 +292,7 @@ func TestReturnBetweenMosquittos(t *testing.T) {
 	eventually(t, "the other judge listens", func() bool { return len(seen.lines()) == 1 })
 	const n = 2000
 	l := newLedger(n)
-	err := l.drain(within(t, 40*time.Second), h.Client, func(i int) message.Message {
+	err := l.drain(within(t, 60*time.Second), h.Client, func(i int) message.Message {
 		time.Sleep(time.Millisecond)
 		return reading(i, 1)
 	})

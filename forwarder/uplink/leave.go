@@ -38,7 +38,7 @@ func (c *Client) movers(i int, l login) []mover {
 
 // awaitRenewal waits until the password of a connection is about to lapse: the broker ends the connection then.
 func (c *Client) awaitRenewal(ctx context.Context, i int, l login) *move {
-	tick := time.NewTicker(min(max(l.lapses.Sub(l.signed)/50, 10*time.Millisecond), 30*time.Second))
+	tick := time.NewTicker(min(max(l.renew/50, 10*time.Millisecond), 30*time.Second))
 	defer tick.Stop()
 	for !l.renewal(time.Now()) {
 		select {

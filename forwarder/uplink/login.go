@@ -20,13 +20,20 @@ type login struct {
 	password config.Secret
 	// signed and lapses say how long the password is good; zero: for ever.
 	signed, lapses time.Time
+	// renew is how long after signed it should be replaced.
+	renew time.Duration
 }
 
 // tokens makes the passwords of an Azure IoT Hub device from its key.
 type tokens struct {
 	key      []byte
 	lifetime time.Duration
+	// renewAt is the share of the lifetime after which a password is replaced, in percent.
+	renewAt int
 }
+
+// renewAt leaves room for what is in flight, and for a line that is slow.
+const renewAt = 85
 
 // hubAPI is the version of the IoT Hub interface that user names announce.
 const hubAPI = "2021-04-12"
@@ -42,7 +49,7 @@ func newTokens(c config.Uplink) (tokens, error) {
 	if c.SASLifetime <= 0 {
 		return tokens{}, fmt.Errorf("sas_lifetime is missing")
 	}
-	return tokens{key: key, lifetime: c.SASLifetime.D()}, nil
+	return tokens{key: key, lifetime: c.SASLifetime.D(), renewAt: renewAt}, nil
 }
 
 // login returns how to log in to a server at now.
@@ -63,6 +70,7 @@ func (s *settings) login(sv server, now time.Time) (login, error) {
 	}
 	hub, _, _ := strings.Cut(l.username, "/")
 	l.signed, l.lapses = now, now.Add(s.tokens.lifetime)
+	l.renew = s.tokens.lifetime / 100 * time.Duration(s.tokens.renewAt)
 	l.password = config.NewSecret(sharedAccessSignature(hub+"/devices/"+s.clientID, s.tokens.key, l.lapses))
 	return l, nil
 }
@@ -85,12 +93,11 @@ func hintToken(err error, l login) error {
 	return &endError{label: endLabel(err), err: fmt.Errorf("%w; check sas_key, client_id and the clock of this machine", err)}
 }
 
-// renewal is when a password should be replaced: with 15 % of its time left. It is due as soon as either clock says so: the
-// monotonic one, or the wall clock, which may have been set since.
+// renewal reports whether a password should be replaced. It is due as soon as either clock says so: the monotonic one, or the
+// wall clock, which may have been set since.
 func (l login) renewal(now time.Time) bool {
 	if l.lapses.IsZero() {
 		return false
 	}
-	life := l.lapses.Sub(l.signed)
-	return now.Sub(l.signed) >= life*85/100 || now.Round(0).After(l.lapses.Round(0).Add(-life*15/100))
+	return now.Sub(l.signed) >= l.renew || now.Round(0).Sub(l.signed.Round(0)) >= l.renew
 }

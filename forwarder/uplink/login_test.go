@@ -63,7 +63,7 @@ func TestLogin(t *testing.T) {
 	now := time.Unix(1790000000-3600, 0)
 	l, err := s.login(s.servers[0], now)
 	if err != nil || l.username != "contoso.azure-devices.net/press-hall-3/?api-version=2021-04-12" ||
-		!strings.Contains(l.password.Reveal(), "sig=h3bYiPm7n7tNyjkGuj%2BC5ALM8D7yt02WJHMAVBSVCUM%3D&se=1790000000") {
+		l.renew != 51*time.Minute || !strings.Contains(l.password.Reveal(), "sig=h3bYiPm7n7tNyjkGuj%2BC5ALM8D7yt02WJHMAVBSVCUM%3D&se=1790000000") {
 		t.Errorf("logs in as %q with %q, %v", l.username, l.password.Reveal(), err)
 	}
 	if l, _ := s.login(s.servers[1], now); !strings.HasPrefix(l.username, "other.") || !strings.Contains(l.password.Reveal(), "sr=other.azure-devices.net%2F") {
@@ -91,7 +91,7 @@ func TestLogin(t *testing.T) {
 
 func TestRenewalIsDue(t *testing.T) {
 	signed := time.Now()
-	l := login{signed: signed, lapses: signed.Add(time.Hour)}
+	l := login{signed: signed, lapses: signed.Add(time.Hour), renew: 51 * time.Minute}
 	for after, due := range map[time.Duration]bool{0: false, 50 * time.Minute: false, 52 * time.Minute: true, 2 * time.Hour: true} {
 		if l.renewal(signed.Add(after)) != due {
 			t.Errorf("after %s: due %t, want %t", after, !due, due)
@@ -111,7 +111,7 @@ func TestRenewalComesBeforeTheEnd(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			h := open(t, variants()[0], nil, "mqtt://s0")
 			now := time.Now()
-			m := h.awaitRenewal(t.Context(), 0, login{signed: now, lapses: now.Add(life)})
+			m := h.awaitRenewal(t.Context(), 0, login{signed: now, lapses: now.Add(life), renew: life / 100 * renewAt})
 			if took := time.Since(now); m == nil || m.label != endRenewed || took < life*85/100 || took > life*90/100 {
 				t.Errorf("a token of %s is renewed after %s: %+v", life, took, m)
 			}

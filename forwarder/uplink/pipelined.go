@@ -90,7 +90,7 @@ func (pipelinedDriver) connect(ctx context.Context, s *settings, h hello) (conn,
 		queue: make(chan command, commandWindow), gone: make(chan struct{}), closed: make(chan struct{}),
 		win: newWindow(s.inFlight(g.receive), s.exactlyOnce()),
 	}
-	if g.present {
+	if g.present && g.maxQoS == 2 { // who takes no QoS 2 holds no identifiers, and may end the connection over a PUBREL
 		p.recover.stage = recoverDue
 		if h.release {
 			p.startRecovery()

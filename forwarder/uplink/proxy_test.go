@@ -6,6 +6,7 @@ import (
 	"errors"
 	"net"
 	"net/url"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -61,7 +62,7 @@ func (e *everyListener) through(t *testing.T, scheme string, p config.Proxy) *ha
 		}
 	}, nil, e.servers[scheme])
 	l := newLedger(200)
-	if err := l.drain(within(t, 20*time.Second), h.Client, func(i int) message.Message { return reading(i, 1) }); err != nil {
+	if err := l.drain(within(t, 60*time.Second), h.Client, func(i int) message.Message { return reading(i, 1) }); err != nil {
 		t.Fatalf("%s: %v, %+v\n%s", scheme, err, h.Status(), h.log)
 	}
 	l.once(t, success)
@@ -69,6 +70,7 @@ func (e *everyListener) through(t *testing.T, scheme string, p config.Proxy) *ha
 }
 
 func TestProxies(t *testing.T) {
+	t.Parallel()
 	broker := listenEveryWay(t)
 	secret := config.NewSecret("s3cret-word")
 	login := func(p *proxyPeer) { p.user, p.pass = "gw", "s3cret-word" }
@@ -105,8 +107,9 @@ func TestProxies(t *testing.T) {
 				before := len(peer.requests())
 				h := broker.through(t, scheme, p)
 				asked := peer.requests()[before:]
-				if len(asked) != 1 || "mqtt://"+asked[0] != "mqtt"+broker.servers[scheme][strings.Index(broker.servers[scheme], "://"):] {
-					t.Errorf("%s: the proxy was asked for %q", scheme, asked)
+				_, want, _ := strings.Cut(broker.servers[scheme], "://")
+				if len(asked) == 0 || slices.ContainsFunc(asked, func(a string) bool { return a != want }) {
+					t.Errorf("%s: the proxy was asked for %q, want %s\n%s", scheme, asked, want, h.log)
 				}
 				if strings.Contains(h.log.String(), "s3cret") {
 					t.Errorf("the log has the password:\n%s", h.log)
@@ -229,6 +232,7 @@ func TestProxyOfTheEnvironment(t *testing.T) {
 
 // TestBlackHoleBehindAProxy: what watches a connection watches it through a proxy too.
 func TestBlackHoleBehindAProxy(t *testing.T) {
+	t.Parallel()
 	for _, scheme := range []string{"http", "socks5"} {
 		cloud := cloud(t, testpeer.Options{})
 		hole, err := testpeer.NewProxy(cloud.Addr())
@@ -246,7 +250,7 @@ func TestBlackHoleBehindAProxy(t *testing.T) {
 		hole.BlackHole(true)
 		select {
 		case <-first.Lost():
-		case <-time.After(20 * time.Second):
+		case <-time.After(60 * time.Second):
 			t.Fatal("a dead connection was not noticed")
 		}
 		eventually(t, "counted", func() bool { return h.reconnects(endKeepAlive) == 1 })
@@ -281,7 +285,7 @@ func FuzzConnectAnswer(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 		defer cancel()
 		nc, err := p.connect(ctx, near, u, "b:1")
 		if err == nil && nc == nil || ctx.Err() != nil {

@@ -163,18 +163,7 @@ func (c *Client) serve(ctx context.Context, sv server, cn conn, commands message
 			}
 		})
 	}
-	var left error
-	select {
-	case <-ctx.Done():
-	case <-cn.lost():
-	case m := <-due:
-		if c.leave(ctx, cn, l, m) {
-			left = m
-		}
-	}
-	if ctx.Err() != nil && left == nil {
-		c.goodbye(cn)
-	}
+	left := c.stay(ctx, cn, l, due)
 	<-cn.lost()
 	cancel()
 	parts.Wait()
@@ -183,6 +172,23 @@ func (c *Client) serve(ctx context.Context, sv server, cn conn, commands message
 		return left
 	}
 	return cn.cause()
+}
+
+// stay waits for the end of a connection. It returns the reason when the connection was left in favour of another one, which is
+// ended in order then, as it is when ctx ends.
+func (c *Client) stay(ctx context.Context, cn conn, l *link, due <-chan *move) *move {
+	select {
+	case <-ctx.Done():
+	case <-cn.lost():
+	case m := <-due:
+		if c.leave(ctx, cn, l, m) {
+			return m
+		}
+	}
+	if ctx.Err() != nil {
+		c.goodbye(cn)
+	}
+	return nil
 }
 
 // announce sends the retained status, as the first message of a connection and as the last one. It returns a channel

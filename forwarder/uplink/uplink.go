@@ -11,9 +11,9 @@
 // left.
 //
 // Limits: delivery is at least once, also with QoS 2, because a message in flight on a lost connection is sent again
-// under another packet identifier. Enhanced authentication and topic aliases are not spoken, and no
-// signatures for WebSocket at AWS. Commands that wait in the session at a server are fetched when the uplink is connected to
-// that very server.
+// under another packet identifier. Enhanced authentication, topic aliases and AWS signatures (Signature Version 4, for WebSocket
+// without a custom authorizer) are not spoken; of a proxy's ways of logging in, only Basic and that of SOCKS5. Commands that
+// wait in the session at a server are fetched when the uplink is connected to that very server.
 package uplink
 
 import (

@@ -17,7 +17,7 @@ import (
 // revived checks that a connection was given up for want of progress, that everybody was told, and that nothing was lost.
 func (h *harness) revived(t *testing.T, l *ledger) {
 	t.Helper()
-	err := l.drain(within(t, 30*time.Second), h.Client, func(i int) message.Message { return reading(i, 1) })
+	err := l.drain(within(t, 60*time.Second), h.Client, func(i int) message.Message { return reading(i, 1) })
 	if err != nil {
 		t.Fatalf("%v, %+v\n%s", err, h.Status(), h.log)
 	}
@@ -113,7 +113,7 @@ func TestWatchdogHalfWayQoS2(t *testing.T) {
 		}})
 		h := run(t, v, quick, nil, peer.URL())
 		l := newLedger(20)
-		if err := l.drain(within(t, 30*time.Second), h.Client, func(i int) message.Message { return reading(i, 2) }); err != nil {
+		if err := l.drain(within(t, 60*time.Second), h.Client, func(i int) message.Message { return reading(i, 2) }); err != nil {
 			t.Fatalf("%v\n%s", err, h.log)
 		}
 		l.once(t, success)
@@ -136,7 +136,7 @@ func TestWatchdogBlockedWrite(t *testing.T) {
 		l := newLedger(400)
 		ended := make(chan error, 1)
 		go func() {
-			ended <- l.drain(within(t, 40*time.Second), h.Client, func(i int) message.Message {
+			ended <- l.drain(within(t, 60*time.Second), h.Client, func(i int) message.Message {
 				m := reading(i, 1)
 				m.Payload = append(make([]byte, 64<<10), m.Payload...) // 25 MB altogether: more than all buffers on the way
 				return m
@@ -144,7 +144,7 @@ func TestWatchdogBlockedWrite(t *testing.T) {
 		}()
 		select {
 		case <-first.Lost():
-		case <-time.After(20 * time.Second):
+		case <-time.After(60 * time.Second):
 			t.Fatal("a connection that takes no bytes was not given up")
 		}
 		h.told(t, endAckTimeout, "no acknowledgement for the oldest message for")
@@ -159,6 +159,7 @@ func TestWatchdogBlockedWrite(t *testing.T) {
 
 // Nothing is in flight, the line is dead, and the broker wants no keep alive worth the name: it is asked as configured anyway.
 func TestWatchdogIdleBehindALongServerKeepAlive(t *testing.T) {
+	t.Parallel()
 	peer := cloud(t, testpeer.Options{})
 	peer.SetScript(testpeer.Script{Connect: func(testpeer.Connect) testpeer.Greeting {
 		return testpeer.Greeting{ServerKeepAlive: 65535}
@@ -174,7 +175,7 @@ func TestWatchdogIdleBehindALongServerKeepAlive(t *testing.T) {
 	line.BlackHole(true)
 	select {
 	case <-first.Lost():
-	case <-time.After(20 * time.Second):
+	case <-time.After(60 * time.Second):
 		t.Fatal("a dead connection was not noticed")
 	}
 	h.told(t, endKeepAlive, "nothing was heard for 1.5s")

@@ -181,7 +181,7 @@ func TestWebSocketPathAndHost(t *testing.T) {
 			t.Fatal(err)
 		}
 		s := settings{}
-		if _, _, err := dial(within(t, 10*time.Second), &s, sv); err == nil {
+		if _, _, err := dial(within(t, 60*time.Second), &s, sv); err == nil {
 			t.Fatal("connected to a teapot")
 		}
 		r := <-asked
@@ -260,7 +260,7 @@ func TestSecureWebSocket(t *testing.T) {
 		c.CA, c.Cert, c.Key = a.path("ca.crt"), a.path("gateway.crt"), a.path("gateway.key")
 	}, nil, "wss://localhost:"+port)
 	l := newLedger(500)
-	if err := l.drain(within(t, 10*time.Second), h.Client, func(i int) message.Message { return reading(i, 1) }); err != nil {
+	if err := l.drain(within(t, 60*time.Second), h.Client, func(i int) message.Message { return reading(i, 1) }); err != nil {
 		t.Fatalf("%v\n%s", err, h.log)
 	}
 	l.once(t, success)
@@ -306,7 +306,7 @@ func TestWebSocketMessages(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	nc, tcp, err := dial(within(t, 10*time.Second), &settings{}, sv)
+	nc, tcp, err := dial(within(t, 60*time.Second), &settings{}, sv)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -336,6 +336,7 @@ func TestWebSocketMessages(t *testing.T) {
 // TestWebSocketPingsOnASlowLine: a server that pings while nothing can be written, because the line is slow and every buffer
 // is full, gets its pong when there is room. The connection is not given up over it, and reading goes on meanwhile.
 func TestWebSocketPingsOnASlowLine(t *testing.T) {
+	t.Parallel()
 	const size = 16 << 20 // more than the buffers on the way
 	pongs, got := make(chan string, 10), make(chan int, 1)
 	addr := handshakeServer(t, func(w http.ResponseWriter, r *http.Request) {
@@ -371,7 +372,7 @@ func TestWebSocketPingsOnASlowLine(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	nc, tcp, err := dial(within(t, 10*time.Second), &settings{}, sv)
+	nc, tcp, err := dial(within(t, 60*time.Second), &settings{}, sv)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -397,7 +398,7 @@ func TestWebSocketPingsOnASlowLine(t *testing.T) {
 		if text != "alive?" {
 			t.Errorf("pong %q", text)
 		}
-	case <-time.After(10 * time.Second):
+	case <-time.After(60 * time.Second):
 		t.Error("no pong")
 	}
 	_ = tcp.Close()
