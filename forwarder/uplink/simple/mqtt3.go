@@ -60,7 +60,7 @@ func dial3(ctx context.Context, o Options, lost *signal) (driver, error) {
 
 // dialled hands the connection that was dialled with the caller's context to the client, which has no context.
 func dialled(conn net.Conn) mqtt.OpenConnectionFunc {
-	return func(*url.URL, mqtt.ClientOptions) (net.Conn, error) { return conn, nil }
+	return func(*url.URL, mqtt.ClientOptions) (net.Conn, error) { return &lingering{Conn: conn}, nil }
 }
 
 // connectError turns the refusals of a 3.1.1 CONNACK [MQTT-3.2.2-5] into a *RefusedError.

@@ -70,14 +70,21 @@ func dial5(ctx context.Context, o Options, lost *signal) (driver, error) {
 // locked returns conn as the client wants it: it holds the lock while it writes a packet, as a ping can be due in the
 // middle of a message. The embedded type keeps the way in which net writes many buffers at once.
 func locked(conn net.Conn) net.Conn {
+	last := &lingering{Conn: conn}
 	if tcp, ok := conn.(*net.TCPConn); ok {
-		return &struct {
-			*net.TCPConn
-			sync.Mutex
-		}{TCPConn: tcp}
+		return &lockedTCP{TCPConn: tcp, last: last}
 	}
-	return packets.NewThreadSafeConn(conn)
+	return packets.NewThreadSafeConn(last)
 }
+
+type lockedTCP struct {
+	*net.TCPConn
+	sync.Mutex
+	last *lingering
+}
+
+// Close ends the connection in order.
+func (c *lockedTCP) Close() error { return c.last.Close() }
 
 func received(p *paho.Publish) message.Message {
 	m := message.Message{Topic: p.Topic, Payload: p.Payload, QoS: message.QoS(p.QoS), Retain: p.Retain}
