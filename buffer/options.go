@@ -14,6 +14,8 @@ const (
 	maxSegmentBytes = 16 << 20
 	// frameBytes is where a gathering frame is closed: enough to make an fsync worthwhile, little enough to lose to one bad bit.
 	frameBytes = 1 << 20
+	// readBytes is what one batch of a reader takes, about: a forwarder keeps several of them in memory.
+	readBytes = 512 << 10
 	// recordOverhead is charged to the bound for each record beside its data, at least.
 	recordOverhead = 16
 )

@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-// Next fills b with durable records behind after, in order, at least one and about a MiB at most, and waits until there is one. What was
+// Next fills b with durable records behind after, in order, at least one and about half a MiB at most, and waits until there is one. What was
 // acknowledged, evicted, purged or damaged is left out. It may be called with any after: a lower one reads again. An error other than
 // that of ctx, ErrClosed and ErrDropped is one of the disk; nothing is given up, and the call is to be repeated for as long as it takes.
 // Only what could not be read for ten minutes, on a disk that otherwise works, is damaged.
@@ -219,7 +219,7 @@ func (p pass) run(b *Batch) passResult {
 	b.win.reset(f, p.seg.salt)
 	b.unsealer.reset()
 	for res.off < p.end {
-		if n := len(b.Recs); n > 0 && (b.Recs[n-1].Seq >= p.hi || b.unsealer.size >= frameBytes) {
+		if n := len(b.Recs); n > 0 && (b.Recs[n-1].Seq >= p.hi || b.unsealer.size >= readBytes) {
 			break
 		}
 		h, body, err := b.win.frame(res.off, p.end, len(b.Recs) == 0)

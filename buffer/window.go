@@ -12,7 +12,7 @@ type window struct {
 	salt uint64
 	off  int64
 	buf  []byte
-	// ahead is how much is read at once; 0: frameBytes. Less is of use where it is decompressed to as much as one batch takes.
+	// ahead is how much is read at once; 0: readBytes. Less is of use where it is decompressed to as much as one batch takes.
 	ahead int
 	// err is the last error of the disk; unreadable bytes count as zero.
 	err error
@@ -49,7 +49,7 @@ func (w *window) get(off int64, n int, end int64, load bool) ([]byte, error) {
 		if !load {
 			return nil, errOutside
 		}
-		ahead := int64(frameBytes)
+		ahead := int64(readBytes)
 		if w.ahead > 0 {
 			ahead = int64(w.ahead)
 		}

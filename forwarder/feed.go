@@ -22,7 +22,7 @@ type lease struct {
 
 func (l *lease) peek() *buffer.Rec { return &l.batch.Recs[l.next] }
 
-// feed reads one lane for one pass, one batch ahead of the drain. A few batches of at most about a MiB are in use besides
+// feed reads one lane for one pass, one batch ahead of the drain. A few batches of about half a MiB are in use besides
 // those that records in flight keep.
 type feed struct {
 	queue *buffer.Queue

@@ -75,6 +75,21 @@ func TestLongOutage(t *testing.T) {
 	longOutage(t, n, text != "", "")
 }
 
+// TestLiveFirstOutage is a shorter one, in which fresh messages overtake the backlog: their age is told beside that without live_first.
+// scripts/soak sets TIDEGATE_E2E_LIVE for a longer one.
+func TestLiveFirstOutage(t *testing.T) {
+	n, text := 100_000, os.Getenv("TIDEGATE_E2E_LIVE")
+	if text != "" {
+		var err error
+		if n, err = strconv.Atoi(text); err != nil {
+			t.Fatalf("TIDEGATE_E2E_LIVE=%q: want a number", text)
+		}
+	}
+	longOutage(t, n, text != "", liveFirst)
+}
+
+const liveFirst = "live_first = true"
+
 // longOutage is an outage of n messages that come at 25,000 a second; options are further keys of the uplink, as what changes the order in
 // which fresh messages and the backlog leave. It tells the age of fresh ones.
 func longOutage(t *testing.T, n int, bounded bool, options string) {
@@ -116,7 +131,9 @@ func longOutage(t *testing.T, n int, bounded bool, options string) {
 	for _, name := range names {
 		cloud.requireAll(t, "plant/"+name, (live+n)/len(names))
 	}
-	cloud.requireAll(t, "plant/live", more)
+	if late := cloud.requireEach(t, "plant/live", more); late > 0 && options != liveFirst { // there, one that is a second old is backlog itself
+		t.Errorf("%d fresh messages came after later ones", late)
+	}
 	g.requireDrained("cloud", soon)
 	requireDelivered(t, g, "cloud", live+n+more)
 	memory.end()
