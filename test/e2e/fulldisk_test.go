@@ -81,7 +81,7 @@ func newOnFullDisk(t *testing.T, whenFull string) *onFullDisk {
 	f.gateway = newGateway(t)
 	f.configure(strings.Replace(head, `"data"`, fmt.Sprintf("%q", filepath.Join(f.disk, "data")), 1), "[coap]\n  listen = [\"coap://127.0.0.1:0\"]\n",
 		"[route.up]\n  from = [\"plant/#\"]\n",
-		uplinkTo("cloud", f.cloud.url(), "5", "[uplink.cloud.buffer]\n  max_bytes = \"1GiB\"\n  when_full = \""+whenFull+"\""))
+		uplinkTo("cloud", f.cloud.url(), "5", "[uplink.cloud.buffer]\n  max_bytes = \"1GiB\"\n  compress = \"off\"\n  when_full = \""+whenFull+"\""))
 	f.start()
 	for i, version := range []string{"3.1.1", "5"} {
 		name := fmt.Sprintf("dev%d", i)
