@@ -3,18 +3,42 @@ package buffer
 import (
 	"errors"
 	"fmt"
+	"slices"
+	"sync"
 	"testing"
 	"time"
 )
 
 // collector gathers what OnDrop tells.
 type collector struct {
+	mu  sync.Mutex
 	got map[Reason]map[string][]Seq
+}
+
+// all gives what was told of a queue, once it is as much as the log has given up.
+func (c *collector) all(t *testing.T, q *Queue, why Reason) []Seq {
+	t.Helper()
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(time.Millisecond) {
+		requireWithin(t, q.bound, 0)
+		st := q.Stats()
+		want := map[Reason]uint64{Evicted: st.Evicted, Purged: st.Purged}[why]
+		c.mu.Lock()
+		got := slices.Clone(c.got[why][q.Name()])
+		c.mu.Unlock()
+		if uint64(len(got)) == want {
+			return got
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%d %v records of %s were told, want %d", len(got), why, q.Name(), want)
+		}
+	}
 }
 
 func newCollector() *collector { return &collector{got: map[Reason]map[string][]Seq{}} }
 
 func (c *collector) onDrop(q *Queue, why Reason, recs []Rec) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	if c.got[why] == nil {
 		c.got[why] = map[string][]Seq{}
 	}
@@ -58,13 +82,13 @@ func TestDropOldestTakesTheFirstLaneFirst(t *testing.T) {
 		put(t, l, Record{Queue: normal, Data: filled("normal", 1000)})
 		requireWithin(t, b, i)
 	}
-	evicted := c.got[Evicted]["normal"]
+	evicted := c.all(t, normal, Evicted)
 	for i, seq := range evicted {
 		if seq != Seq(i+1) {
 			t.Fatalf("evicted %v: not the oldest in order", evicted)
 		}
 	}
-	if len(c.got[Evicted]["urgent"]) != 0 {
+	if len(c.all(t, urgent, Evicted)) != 0 {
 		t.Fatal("the urgent lane lost records while the normal one had some")
 	}
 	got := drain(t, normal, 0)
@@ -79,13 +103,14 @@ func TestDropOldestTakesTheFirstLaneFirst(t *testing.T) {
 	}
 	// Only urgent ones now: they push out their own.
 	normal.Purge()
+	purged := c.all(t, normal, Purged)
 	for range 80 {
 		put(t, l, Record{Queue: urgent, Data: filled("urgent", 1000)})
 	}
-	if n := len(c.got[Evicted]["urgent"]); n == 0 || len(drain(t, urgent, 0))+n != 100 {
+	if n := len(c.all(t, urgent, Evicted)); n == 0 || len(drain(t, urgent, 0))+n != 100 {
 		t.Fatalf("%d urgent records evicted", n)
 	}
-	if st := normal.Stats(); st.Evicted != uint64(len(evicted)) || st.Purged != uint64(len(got)) || len(c.got[Purged]["normal"]) != len(got) {
+	if st := normal.Stats(); st.Evicted != uint64(len(evicted)) || st.Purged != uint64(len(got)) || len(purged) != len(got) {
 		t.Fatalf("stats %+v, want %d evicted and %d purged", st, len(evicted), len(got))
 	}
 }

@@ -41,14 +41,13 @@ func TestGapsSurviveARestart(t *testing.T) {
 				r.send("a", payload)
 			}
 			r.eventuallyBalanced()
-			evicted := r.entry("all", "cloud").Places["evicted"]
-			if evicted == 0 {
+			if r.entry("all", "cloud").Places["evicted"] == 0 {
 				t.Fatal("nothing was evicted")
 			}
 			if how == "killed" {
 				// One that is being written counts as saved before it is, so what the disk has is looked at.
 				eventually(t, "the report is on disk", func() bool {
-					return r.gapRecords() == 1 && r.saved() && r.reported(t) == gap(1, evicted, "evicted").Count
+					return r.gapRecords() == 1 && r.saved() && r.reported(t) == r.entry("all", "cloud").Places["evicted"]
 				})
 				left := t.TempDir()
 				disk.snapshot(t, dir, left)
@@ -59,7 +58,8 @@ func TestGapsSurviveARestart(t *testing.T) {
 			r = open(t, dir, cfg, clouds).start()
 			cloud.setOffline(false)
 			eventually(t, "the gap is announced", func() bool { return r.queued() == 0 && r.gapRecords() == 0 })
-			requireGaps(t, cloud, gap(1, evicted, "evicted"))
+			// What the log moves in the background may push out some more at any time; what has not come is announced in any case.
+			requireGaps(t, cloud, gap(1, uint64(100-len(cloud.records())), "evicted"))
 			r.close()
 
 			before := len(cloud.arrivals())

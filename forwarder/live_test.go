@@ -315,8 +315,8 @@ func TestLivePace(t *testing.T) {
 			t.Errorf("%v a message, round trip %v: answers took %v, want at most %v; busy %.2f, window %.0f", c.each, c.trip, mean, most, busy, p.window)
 		}
 		// The same window for a line that was slower, and one that was quicker.
-		run(10*c.each, c.trip, 5*time.Minute)
-		run(c.each, c.trip, 5*time.Minute)
+		run(10*c.each, c.trip, time.Minute)
+		run(c.each, c.trip, 2*time.Minute)
 		again, busyAgain := run(c.each, c.trip, 30*time.Second)
 		if again > 2*(c.trip+c.each)+2*queueing || busyAgain < 0.85 {
 			t.Errorf("%v a message, round trip %v: after a change of the line answers took %v, busy %.2f", c.each, c.trip, again, busyAgain)

@@ -153,7 +153,9 @@ func TestLiveFirstPastUnreadable(t *testing.T) {
 func TestLiveFirstOnSlowLine(t *testing.T) {
 	cloud := newServer(time.Second, time.Millisecond)
 	inBubble(t, liveConfig(), cloud.decide, func(r *rig, c *fakeCloud) {
+		c.mu.Lock()
 		c.window = 2
+		c.mu.Unlock()
 		const n = 1600
 		sent := make([]time.Time, n+1)
 		for i := 1; i <= n; i++ {
@@ -213,7 +215,7 @@ func TestLiveFirstOnUnsteadyLine(t *testing.T) {
 					c.mu.Lock()
 					c.window = 8192
 					c.mu.Unlock()
-					const n = 8000
+					const n = 4000
 					for i := range n {
 						r.send("a", strconv.Itoa(i+1))
 					}
