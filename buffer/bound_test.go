@@ -287,7 +287,7 @@ func TestFilesKeepToTheBound(t *testing.T) {
 					l := openLog(t, "/log", Options{FS: newMemFS(), SegmentBytes: segment, Compress: compress, eager: compress})
 					q := queueOf(t, l, "q", QueueOptions{Bound: l.NewBound(bound, policy)})
 					most := int64(0)
-					for total := 0; total < 4*bound; total += c.batch * (c.size + 60) {
+					for total := 0; total < 2*bound; total += c.batch * (c.size + 60) {
 						var recs []Record
 						for i := range c.batch {
 							recs = append(recs, Record{Queue: q, Data: reading(total + i)})

@@ -20,7 +20,7 @@ func TestUnsealerMemory(t *testing.T) {
 	kept := func() (n int) {
 		return cap(b.unsealer.arena) + cap(b.unsealer.sealed) + cap(b.win.buf)
 	}
-	for range 300 {
+	for range 100 {
 		n := 1 + r.IntN(400)
 		for range n {
 			put(t, l, Record{Queue: q, Data: small})
