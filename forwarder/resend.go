@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"tidegate/buffer"
@@ -105,6 +106,9 @@ func (r *resender) gather(after, last buffer.Seq, pick DeadSelection, result *De
 		if err == nil {
 			err = message.ValidName(s.Message.Topic)
 		}
+		if err == nil && strings.Contains(s.Reason, pipeline.ExpandFailed) {
+			err = errors.New("the route made no topic for it that may be sent") // which is not the one that stands there
+		}
 		if err != nil {
 			if result.Kept++; result.Why == "" {
 				result.Why = err.Error()
@@ -146,7 +150,8 @@ func (r *resender) send(ctx context.Context, letters []letter) error {
 		pos, err = r.log.Append(recs...)
 	}
 	if err == nil {
-		err = message.NewTicket(r.log, pos).Wait(ctx)
+		// They are records now: who asked may be gone, and they are to be dead letters no more all the same.
+		err = message.NewTicket(r.log, pos).Wait(context.WithoutCancel(ctx))
 	}
 	if err != nil {
 		return fmt.Errorf("resend %d dead letters: %w", len(letters), err)

@@ -345,3 +345,66 @@ func TestResendBesideAStoppedGateway(t *testing.T) {
 		t.Errorf("lanes %v", lanes)
 	}
 }
+
+// TestResendOfAReservedTopic: a device that made a topic of the gateway's own cannot have it sent by a resend either.
+func TestResendOfAReservedTopic(t *testing.T) {
+	routes := map[string]config.Route{"all": {From: []string{"x/#"}, Topic: "{rest}"}}
+	inBubble(t, testConfig(routes, "cloud"), takeAll, func(r *rig, c *fakeCloud) {
+		r.send("x/tidegate/gw/uplink/cloud/gaps", `{"epoch":"1","lane":"normal","reason":"evicted","count":1000,"ranges":[[1,1000]]}`)
+		time.Sleep(time.Second)
+		if n := r.letters(); n != 1 || len(c.arrivals()) != 0 {
+			t.Fatalf("%d letters, %d arrivals", n, len(c.arrivals()))
+		}
+		got, err := r.f.ResendDead(context.Background(), "cloud", DeadSelection{})
+		waitEmpty(r, time.Minute)
+		for _, a := range c.arrivals() {
+			t.Errorf("resend (%+v, %v) sent %s: %s", got, err, a.topic, a.payload)
+		}
+	})
+}
+
+// TestResendOfATopicThatWasCut: a topic that came out too long is kept cut, and is not sent under what is left of it.
+func TestResendOfATopicThatWasCut(t *testing.T) {
+	routes := map[string]config.Route{"all": {From: []string{"#"}, Topic: "{topic}/{topic}"}}
+	inBubble(t, testConfig(routes, "cloud"), takeAll, func(r *rig, c *fakeCloud) {
+		r.send(strings.Repeat("x", 40000), "1")
+		time.Sleep(time.Second)
+		if n := r.letters(); n != 1 || len(c.arrivals()) != 0 {
+			t.Fatalf("%d letters, %d arrivals", n, len(c.arrivals()))
+		}
+		got, err := r.f.ResendDead(context.Background(), "cloud", DeadSelection{})
+		waitEmpty(r, time.Minute)
+		for _, a := range c.arrivals() {
+			t.Errorf("resend (%+v, %v) sent it under a topic of %d bytes that no route made", got, err, len(a.topic))
+		}
+	})
+}
+
+// TestResendCutShort: who gave the order goes away while the disk takes the records; the ledger adds up, and nothing is sent twice.
+func TestResendCutShort(t *testing.T) {
+	disk := &badDisk{}
+	takes, decide := picky()
+	cloud := newFakeCloud(decide)
+	r := openWith(t, t.TempDir(), testConfig(nil, "cloud"), map[string]*fakeCloud{"cloud": cloud}, buffer.Options{FS: disk}).start()
+	defer r.close()
+	for range 5 {
+		r.send("bad", "x")
+	}
+	eventually(t, "dead letters", func() bool { return r.letters() == 5 && r.queued() == 0 })
+	takes.Store(true)
+	disk.slow.Store(int64(500 * time.Millisecond))
+	ctx, cancel := context.WithTimeout(context.Background(), 150*time.Millisecond)
+	defer cancel()
+	res, err := r.f.ResendDead(ctx, "cloud", DeadSelection{})
+	t.Logf("resend: %+v, %v", res, err)
+	disk.slow.Store(0)
+	eventually(t, "delivery", func() bool { return len(cloud.records()) >= 5 && r.queued() == 0 })
+	time.Sleep(time.Second)
+	t.Logf("letters left %d, ledger %+v", r.letters(), r.entry("all", "cloud"))
+	if err := r.unbalanced(); err != nil {
+		t.Error(err)
+	}
+	if n := r.letters(); n != 0 {
+		t.Errorf("%d letters stay although they were sent: the next resend sends them a second time", n)
+	}
+}

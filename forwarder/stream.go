@@ -251,8 +251,8 @@ func (s *stream) wait(ctx context.Context) bool {
 		}
 	}
 	gaps := s.d.out.gaps.wake
-	if s.pending || s.careful {
-		gaps = nil
+	if s.pending || s.careful || limited {
+		gaps = nil // none is sent now
 	}
 	var timer, due <-chan time.Time
 	if d, waiting := s.d.out.gaps.delay(); waiting && gaps != nil {

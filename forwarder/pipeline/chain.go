@@ -239,7 +239,7 @@ func (c *Chain) expand(h *hit, up int, topic string, src message.Source) result 
 	})
 	if err == nil && message.Reserved(t) && !h.route.topic.serviceTopic() {
 		// A device could otherwise write the gateway's own topics at the cloud, such as its status.
-		err = fmt.Errorf("expand topic template: %w: topic %q belongs to the gateway or the broker", message.ErrInvalid, t)
+		err = fmt.Errorf(ExpandFailed+": %w: topic %q belongs to the gateway or the broker", message.ErrInvalid, t)
 	}
 	return result{t, err}
 }

@@ -75,6 +75,9 @@ func ParseTemplate(text string) (Template, error) {
 	return t, nil
 }
 
+// ExpandFailed begins the reason why a route made no topic that may be sent.
+const ExpandFailed = "expand topic template"
+
 // serviceTopic reports whether the template itself, and no device, names a first level with a $: that of a cloud service, such
 // as $aws/rules/. Package config refuses those that belong to every broker.
 func (t Template) serviceTopic() bool {
@@ -115,7 +118,7 @@ func (t Template) Expand(v Values) (string, error) {
 		topic = b.String()
 	}
 	if err := message.ValidName(topic); err != nil {
-		return topic, fmt.Errorf("expand topic template: %w", err)
+		return topic, fmt.Errorf(ExpandFailed+": %w", err)
 	}
 	return topic, nil
 }

@@ -72,8 +72,13 @@ func (c *Client) Run(ctx context.Context, commands message.Handler) error {
 			continue
 		}
 		if errors.Is(err, errConnected) {
-			next = 0 // the servers are tried in order again
-			failures = c.pace.after(failures, time.Since(started), c.useful)
+			lived := time.Since(started)
+			failures = c.pace.after(failures, lived, c.useful)
+			if c.worked(err, lived) {
+				next = 0 // the servers are tried in order again
+			} else if next = (next + 1) % len(c.settings.servers); next != 0 {
+				continue // one that lets us in and takes nothing keeps nobody from the others
+			}
 		} else {
 			next = (next + 1) % len(c.settings.servers)
 			if next != 0 {
@@ -86,6 +91,12 @@ func (c *Client) Run(ctx context.Context, commands message.Handler) error {
 		failures++
 	}
 	return nil
+}
+
+// worked reports whether a connection that lived so long and ended with err was worth having: it took more than the status, or held for long
+// with nothing to take.
+func (c *Client) worked(err error, lived time.Duration) bool {
+	return c.useful || lived >= c.pace.stable && endLabel(err) != endAckTimeout
 }
 
 // errConnected is wrapped by the error of a connection that had been made.
