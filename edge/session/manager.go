@@ -92,6 +92,18 @@ func New(o Options) *Manager {
 	return m
 }
 
+// holdRetained keeps retained messages from changing until the returned function is called, which may be done more than once.
+func (m *Manager) holdRetained() (release func()) {
+	for i := range m.retaining {
+		m.retaining[i].Lock()
+	}
+	return sync.OnceFunc(func() {
+		for i := range m.retaining {
+			m.retaining[i].Unlock()
+		}
+	})
+}
+
 func (m *Manager) drop(reason string, n int) {
 	if m.o.Drop != nil && n > 0 {
 		m.o.Drop(reason, n)

@@ -154,12 +154,15 @@ func (s *Session) pop() Entry {
 	return e
 }
 
-// Subscribe adds or replaces subscriptions, then writes ack (the SUBACK) to conn, then queues the retained messages they
-// ask for. A publisher that learnt of the SUBACK therefore reaches them, a retained message never overtakes a newer one,
-// and nothing that the subscriptions bring arrives before the SUBACK. Nil entries of subs were refused.
+// Subscribe adds or replaces subscriptions, queues the retained messages they ask for, and writes ack (the SUBACK) to conn.
+// A publisher that learnt of the SUBACK therefore reaches them, a retained message never overtakes a newer one, no message
+// comes both as a retained one and as a new one, and nothing that the subscriptions bring arrives before the SUBACK. Nil entries of subs were refused.
 func (s *Session) Subscribe(conn Conn, subs []*Subscription, ack []byte) {
+	// What is published from here on either is retained before the subscriptions are there, or reaches them: never both.
+	release := s.m.holdRetained()
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	defer release()
 	if s.link.conn != conn || s.ended {
 		return // taken over meanwhile
 	}
@@ -179,14 +182,13 @@ func (s *Session) Subscribe(conn Conn, subs []*Subscription, ack []byte) {
 		}
 		s.m.tree.add(s, sub)
 	}
-	if _, err := conn.Write(ack); err != nil {
-		return
-	}
 	for i, sub := range subs {
 		if sub != nil && (sub.RetainHandling == 0 || sub.RetainHandling == 1 && fresh[i]) {
 			s.queueRetained(sub)
 		}
 	}
+	release()
+	_, _ = conn.Write(ack) // nothing of the queue is sent before it: that takes mu; a broken connection is found by its reader
 }
 
 // queueRetained queues what the retained store has for sub; nothing for a shared subscription (MQTT 5, 4.8.2).

@@ -287,3 +287,41 @@ func TestRetainedBytes(t *testing.T) {
 		t.Errorf("%d bytes counted of nothing", m.retained.bytes)
 	}
 }
+
+// eager is a Conn at which somebody publishes as soon as the SUBACK is written.
+type eager struct {
+	wire
+	then func()
+}
+
+func (e *eager) Write(p []byte) (int, error) {
+	if then := e.then; then != nil {
+		e.then = nil
+		then()
+	}
+	return e.wire.Write(p)
+}
+
+// TestRetainedComesOnce: what is published in the moment of the SUBACK comes as a new message, and not as a retained one as well.
+func TestRetainedComesOnce(t *testing.T) {
+	m := New(Options{RetainedLimit: 10, QueueBytes: 1 << 20})
+	conn := &eager{}
+	s, _, _ := m.Attach(Connect{Conn: conn, Client: "c", Version: 4, Allow: allowAll})
+	var publisher sync.WaitGroup
+	conn.then = func() {
+		publisher.Go(func() { m.Publish(&message.Message{Topic: "a", Payload: []byte("x"), QoS: 1, Retain: true}, "") })
+		for deadline := time.Now().Add(time.Minute); len(m.Retained("a")) == 0; time.Sleep(time.Millisecond) {
+			if time.Now().After(deadline) {
+				t.Error("it is not retained")
+				return
+			}
+		}
+	}
+	s.Subscribe(conn, []*Subscription{{Filter: "a", QoS: 1}}, []byte("suback"))
+	publisher.Wait()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if n := s.queue.Len(); n != 1 {
+		t.Errorf("%d copies are queued", n)
+	}
+}
