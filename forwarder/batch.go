@@ -20,7 +20,7 @@ import (
 //
 // A batch leaves when it is full, or when the lane has nothing more at hand and its oldest member has waited for max_delay.
 // The urgent lane does not wait: its batch leaves as soon as nothing more of it is at hand. So a backlog fills batches
-// without delay, and an urgent record is held back by no other lane.
+// without delay. An urgent record is held back by max_rate, and by what is in flight, as far as other lanes have used them up.
 
 // maxFlying bounds the text and the packed bytes of all batches in flight of one uplink, which stay in memory until they are
 // answered: one of them may be larger.

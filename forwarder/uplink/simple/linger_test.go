@@ -8,23 +8,30 @@ import (
 	"time"
 )
 
-// TestCloseResetsNothing: what was written before Close arrives, although the broker reads it later and has sent something that nobody read,
-// where a plain close resets the connection.
-func TestCloseResetsNothing(t *testing.T) {
+// pair gives both ends of a connection.
+func pair(t *testing.T) (near, far net.Conn) {
+	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	near, err := net.Dial("tcp", l.Addr().String())
+	near, err = net.Dial("tcp", l.Addr().String())
 	if err != nil {
 		t.Fatal(err)
 	}
-	far, err := l.Accept()
+	far, err = l.Accept()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer far.Close()
+	t.Cleanup(func() { _ = far.Close() })
+	return near, far
+}
+
+// TestCloseResetsNothing: what was written before Close arrives, although the broker reads it later and has sent something that nobody read,
+// where a plain close resets the connection.
+func TestCloseResetsNothing(t *testing.T) {
+	near, far := pair(t)
 	if _, err := far.Write([]byte("a pong nobody waits for")); err != nil {
 		t.Fatal(err)
 	}
@@ -47,15 +54,7 @@ func TestCloseResetsNothing(t *testing.T) {
 
 // TestCloseDoesNotWaitForever: a broker that neither reads nor closes holds nobody up for long.
 func TestCloseDoesNotWaitForever(t *testing.T) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	near, err := net.Dial("tcp", l.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
+	near, _ := pair(t)
 	closed := make(chan error, 1)
 	go func() { closed <- (&lingering{Conn: near}).Close() }() // ends by its own deadline
 	select {
