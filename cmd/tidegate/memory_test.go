@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"runtime"
+	"runtime/debug"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -22,6 +23,37 @@ func TestReserveHeap(t *testing.T) {
 	t.Setenv("GOGC", "50")
 	if reserveHeap() != nil {
 		t.Error("who set GOGC has a reserve all the same")
+	}
+}
+
+// TestMemoryLimit: the soft limit follows what is in use, with room to spare, and is gone with keepSmall.
+func TestMemoryLimit(t *testing.T) {
+	t.Setenv("GOGC", "")
+	t.Setenv("GOMEMLIMIT", "")
+	before := debug.SetMemoryLimit(-1)
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- keepSmall(ctx) }()
+		synctest.Wait()
+		if least := debug.SetMemoryLimit(-1); least != heapReserve+memoryLeast {
+			t.Errorf("limit %d with nothing in use, want %d", least, heapReserve+memoryLeast)
+		}
+		used := make([]byte, 100<<20)
+		runtime.GC()
+		time.Sleep(limitEvery + time.Millisecond)
+		synctest.Wait()
+		if limit := debug.SetMemoryLimit(-1); limit < 150<<20 || limit > 250<<20 {
+			t.Errorf("limit %d with %d in use", limit, len(used))
+		}
+		runtime.KeepAlive(used)
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+	if after := debug.SetMemoryLimit(-1); after != before {
+		t.Errorf("limit %d afterwards, %d before", after, before)
 	}
 }
 
