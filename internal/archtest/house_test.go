@@ -133,7 +133,9 @@ func TestFilesAreShort(t *testing.T) {
 
 // TestNoProgramsAreKept: built programs lie where .gitignore names them, so that none is committed.
 func TestNoProgramsAreKept(t *testing.T) {
-	ignored := func(path string) bool { return path == "tidegate" || strings.HasPrefix(path, "dist"+string(filepath.Separator)) }
+	ignored := func(path string) bool {
+		return path == "tidegate" || strings.HasPrefix(path, "dist"+string(filepath.Separator))
+	}
 	walk(t, "", func(path string, data []byte) {
 		if bytes.HasPrefix(data, []byte("\x7fELF")) && !ignored(path) {
 			t.Errorf("%s is a program", path)
