@@ -58,6 +58,8 @@ type Auth struct {
 	Anonymous *bool `toml:"anonymous"`
 	// UsersFile is the file of hashed users that `tidegate passwd` writes; empty: no users.
 	UsersFile string `toml:"users_file"`
+	// HideReasons answers what a rule refuses with "unspecified error" instead of "not authorized" on MQTT 5.
+	HideReasons bool `toml:"hide_reasons"`
 	// Rules are read in order; none at all: every authenticated user may do everything but $-topics and tidegate/#.
 	Rules []Rule `toml:"rule"`
 }

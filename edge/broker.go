@@ -50,6 +50,8 @@ type Options struct {
 	Ingest message.Ingest
 	// ACL admits clients and decides what they may do.
 	ACL ACL
+	// HideReasons answers what the rules refuse to MQTT 5 clients with 0x80 instead of 0x87, which tells them less.
+	HideReasons bool
 	// Store makes the queues of sessions; nil means in memory.
 	Store session.Store
 	// Shutdown is how long Run may take to end after its context did. 0 means 5 s.

@@ -202,6 +202,9 @@ func (p *peer) refuse(m *message.Message, id uint16, err error) {
 			p.b.sessions.Publish(m, p.client)
 		}
 	case p.connect.version == 5:
+		if r.code == codeNotAuthorized {
+			r.code = p.b.notAuthorized()
+		}
 		p.ack(byte(m.QoS), id, r.code)
 	case r.passes:
 		p.closeForOwn()

@@ -227,6 +227,22 @@ func TestRules(t *testing.T) {
 	}
 }
 
+// Where reasons are hidden a client cannot tell a rule from any other refusal.
+func TestReasonsAreHidden(t *testing.T) {
+	b := startBroker(t, func(o *Options) {
+		o.HideReasons = true
+		o.ACL = rules(t, config.Rule{User: "*", Publish: []string{"up/#"}, Subscribe: []string{"down/#"}})
+	})
+	c := connect(t, b.addr, rawOptions{ID: "c", V: 5, Clean: true})
+	if got := subscribe(t, c, "up/#", 1); got != codeUnspecified {
+		t.Errorf("SUBACK %#x", got)
+	}
+	_ = c.Publish(7, "down/x", 1, nil)
+	if pk := expect(t, c, packets.Puback); pk.ReasonCode != codeUnspecified {
+		t.Errorf("PUBACK %#x", pk.ReasonCode)
+	}
+}
+
 func TestAuthPacketIsRefused(t *testing.T) {
 	b := startBroker(t, nil)
 	c := connect(t, b.addr, rawOptions{ID: "c", V: 5, Clean: true})

@@ -52,9 +52,17 @@ func (p *peer) maySubscribe(filter string) byte {
 	}
 	if !p.b.o.ACL.Allow(p.identity, access.Subscribe, filter) {
 		p.b.refusals.log(p.b.log, "subscription refused", "not_allowed", p.client, "client", p.client, "user", p.identity.User, "filter", filter)
-		return codeNotAuthorized
+		return p.b.notAuthorized()
 	}
 	return codeSuccess
+}
+
+// notAuthorized is the reason code for what a rule refuses.
+func (b *Broker) notAuthorized() byte {
+	if b.o.HideReasons {
+		return codeUnspecified
+	}
+	return codeNotAuthorized
 }
 
 // readUnsubscribe answers an UNSUBSCRIBE.

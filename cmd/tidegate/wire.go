@@ -98,7 +98,8 @@ func (g *gateway) openBroker(ctx context.Context, reg *prometheus.Registry, s se
 		own = prometheus.NewRegistry()
 		g.broker, err = edge.New(edge.Options{
 			Listeners: g.config.Listeners, Broker: g.config.Broker, Ingest: g.forwarder.Ingest, ACL: g.users,
-			Log: g.log.With("part", "edge"), Metrics: own,
+			HideReasons: g.config.Auth.HideReasons,
+			Log:         g.log.With("part", "edge"), Metrics: own,
 		})
 		return err
 	})

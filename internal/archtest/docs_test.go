@@ -167,6 +167,23 @@ func sampleFiles(t *testing.T) string {
 	return dir
 }
 
+// TestExamplesAreValid: the configurations that ship as examples.
+func TestExamplesAreValid(t *testing.T) {
+	found := 0
+	walk(t, ".toml", func(path string, data []byte) {
+		if !strings.HasPrefix(path, filepath.Join("docs", "examples")) {
+			return
+		}
+		found++
+		if _, err := config.Parse(path, data); err != nil {
+			t.Errorf("%s: %v", path, err)
+		}
+	})
+	if found == 0 {
+		t.Error("found no examples")
+	}
+}
+
 // TestCommandsInTheDocsExist: every `tidegate WORD` in the documentation is a command of this build.
 func TestCommandsInTheDocsExist(t *testing.T) {
 	known := commands(t)
