@@ -154,7 +154,7 @@ func (b *Broker) newServer() error {
 	caps.Compatibilities.NoInheritedPropertiesOnAck = true
 	b.server = mqtt.New(&mqtt.Options{
 		Capabilities:            caps,
-		ClientNetReadBufferSize: 4 << 10,
+		ClientNetReadBufferSize: 512,
 		// Its log lines carry whole packets; what matters is logged here.
 		Logger: slog.New(slog.DiscardHandler),
 	})

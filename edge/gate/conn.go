@@ -76,6 +76,7 @@ type Conn struct {
 	// scan and scanErr belong to the goroutine that reads.
 	scan    scanner
 	scanErr error // what the scanner found; given to the caller after the bytes before it
+	ahead   ahead
 
 	connected  atomic.Bool // the CONNECT was read whole
 	handshaken atomic.Bool // TLS handshake is done

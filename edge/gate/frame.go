@@ -115,6 +115,9 @@ func (s *scanner) scan(p []byte) (int, error) {
 	return len(p), nil
 }
 
+// between tells whether the last byte scanned was the end of a packet.
+func (s *scanner) between() bool { return s.header == 0 && s.left == 0 }
+
 // body takes what belongs to the current packet's body from the front of p and returns how much that was.
 func (s *scanner) body(p []byte) int {
 	n := min(s.left, len(p))

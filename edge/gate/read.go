@@ -26,11 +26,15 @@ func (c *Conn) Read(p []byte) (int, error) {
 		if err != nil {
 			return 0, err
 		}
-		n := 0
-		if finishing {
+		n := c.takeAhead(p)
+		switch {
+		case n > 0:
+		case finishing:
 			n, err = readArrived(c.inner, p)
-		} else if err = c.handshake(); err == nil {
-			n, err = c.inner.Read(p)
+		default:
+			if err = c.handshake(); err == nil {
+				n, err = c.readInner(p)
+			}
 		}
 		if n == 0 && !finishing && c.awakened(err) {
 			continue
