@@ -25,10 +25,12 @@ func TestDefectsOfTheLibrary(t *testing.T) {
 		{"6 shared subscription with an expired member", 2, probeSharedExpired},
 		{"6 shared subscription with an offline member", 2, probeSharedOffline},
 		{"7 one stuck subscriber", 2, probeStuck},
+		{"8 expiry after a day", 1, probeExpiryOfOthers},
 		{"9 QoS 2 resent with DUP", 1, probeDupQoS2},
 		{"10 unknown topic alias", 1, probeUnknownAlias},
 		{"10 bad filter", 1, probeBadFilter},
 		{"10 QoS 1 to a reserved topic is answered", 1, probeReservedAnswer},
+		{"10 QoS 1 to an invalid topic is answered", 1, probeInvalidAnswer},
 		{"15 empty will payload", 1, probeEmptyWill},
 	}
 	for _, p := range probes {
@@ -65,17 +67,17 @@ func publishOn(t *testing.T, p *rawClient, topic string, n, window, size int) (w
 	wg.Go(func() {
 		acked, _ = p.PublishAll(topic, 1, n, window, func(i int) []byte {
 			return append(number(i), make([]byte, size)...)
-		}, 20*time.Second)
+		}, 60*time.Second)
 	})
 	t.Cleanup(func() { _ = p.Close(); wg.Wait() })
 	return func() int { wg.Wait(); return acked }
 }
 
-// collect acknowledges what arrives until n messages came, nothing comes for the given time or 10 s are over. It returns how many came
+// collect acknowledges what arrives until n messages came, nothing comes for the given time or a minute is over. It returns how many came
 // and how often a number was lower than the one before.
 func collect(c *rawClient, n int, idle time.Duration) (got, inversions int) {
 	last := -1
-	for end := time.Now().Add(10 * time.Second); got < n && time.Now().Before(end); {
+	for end := time.Now().Add(60 * time.Second); got < n && time.Now().Before(end); {
 		pk, err := c.Recv(idle)
 		if err != nil {
 			return got, inversions
@@ -210,6 +212,23 @@ func probeStuck(t *testing.T, addr string) string {
 	return ""
 }
 
+// probeExpiryOfOthers: a message whose sender set no expiry has none, so that a retained one does not vanish either.
+func probeExpiryOfOthers(t *testing.T, addr string) string {
+	publisher(t, addr, "kept", 1, 1, 0)()
+	c := connect(t, addr, rawOptions{ID: "c", V: 4, Clean: true})
+	_ = c.Send(packets.Packet{
+		FixedHeader: packets.FixedHeader{Type: packets.Publish, Qos: 1, Retain: true}, PacketID: 1, TopicName: "kept", Payload: number(1),
+	})
+	expect(t, c, packets.Puback)
+	s := connect(t, addr, rawOptions{ID: "s", V: 5, Clean: true})
+	subscribe(t, s, "kept", 1)
+	pk := expect(t, s, packets.Publish)
+	if !pk.FixedHeader.Retain || pk.Properties.MessageExpiryInterval != 0 {
+		return fmt.Sprintf("a retained message expires after %d s", pk.Properties.MessageExpiryInterval)
+	}
+	return ""
+}
+
 func probeDupQoS2(t *testing.T, addr string) string {
 	c := connect(t, addr, rawOptions{ID: "c", V: 5, Expiry: 60})
 	s := connect(t, addr, rawOptions{ID: "s", V: 4, Clean: true})
@@ -258,6 +277,15 @@ func probeBadFilter(t *testing.T, addr string) string {
 func probeReservedAnswer(t *testing.T, addr string) string {
 	c := connect(t, addr, rawOptions{ID: "c", V: 4, Clean: true})
 	_ = c.Publish(1, "$SYS/x", 1, number(1))
+	if pk, err := c.Recv(time.Second); err != nil || pk.FixedHeader.Type != packets.Puback {
+		return fmt.Sprintf("no PUBACK: %v", err)
+	}
+	return ""
+}
+
+func probeInvalidAnswer(t *testing.T, addr string) string {
+	c := connect(t, addr, rawOptions{ID: "c", V: 4, Clean: true})
+	_ = c.Publish(1, "a/+/b", 1, number(1))
 	if pk, err := c.Recv(time.Second); err != nil || pk.FixedHeader.Type != packets.Puback {
 		return fmt.Sprintf("no PUBACK: %v", err)
 	}

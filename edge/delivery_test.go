@@ -354,6 +354,19 @@ func TestQoS0Overload(t *testing.T) {
 	}
 }
 
+// What was acknowledged to its publisher reaches a subscriber that takes it late. (The library drops it; the bare one cannot show this,
+// since its publishers stall before.)
+func TestSlowSubscriberGetsEverything(t *testing.T) {
+	const n = 12000 // more than the library's channel and the buffers of the sockets hold
+	b := startBroker(t, nil)
+	s := connect(t, b.addr, rawOptions{ID: "s", V: 4, Clean: true, KeepAlive: 600, RcvBuf: 64 << 10})
+	subscribe(t, s, "slow", 1)
+	acked := publisher(t, b.addr, "slow", n, 500, 3000)()
+	if got, inversions := collect(s, acked, 10*time.Second); acked != n || got != n || inversions > 0 {
+		t.Errorf("%d of %d acknowledged, %d of them arrived, %d inversions", acked, n, got, inversions)
+	}
+}
+
 func TestSessionQueueBound(t *testing.T) {
 	b := startBroker(t, func(o *Options) { o.Broker.SessionQueue = 100 << 10 })
 	o := rawOptions{ID: "c", V: 4}
