@@ -2,8 +2,10 @@ package access
 
 import (
 	"fmt"
+	"net/netip"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"tidegate/config"
 	"tidegate/message"
@@ -11,9 +13,10 @@ import (
 
 // Checker answers who may connect and do what. It is safe for concurrent use.
 type Checker struct {
-	logins *logins
-	state  atomic.Pointer[state]
-	mu     sync.Mutex // serializes changes of state
+	logins   *logins
+	lockouts lockouts
+	state    atomic.Pointer[state]
+	mu       sync.Mutex // serializes changes of state
 }
 
 // state is what a configuration and the users file say, swapped as a whole.
@@ -45,6 +48,7 @@ func (k *Checker) Prepare(c config.Auth) (commit func(), err error) {
 		k.mu.Lock()
 		defer k.mu.Unlock()
 		k.state.Store(next)
+		k.lockouts.clear()
 	}, nil
 }
 
@@ -69,37 +73,54 @@ func (k *Checker) Reload() (changed bool, err error) {
 		return false, err
 	}
 	k.state.Store(&state{users: u, usersFile: old.usersFile, rules: old.rules})
+	k.lockouts.clear()
 	return true, nil
 }
 
-// Authenticate returns who the client is. anonymous says whether the listener admits clients without a user name. An error
-// wraps message.ErrNotAllowed, or message.ErrBusy when too many logins wait. It may take as long as hashing a password,
-// plus the wait for others, so it is called from the client's own goroutine.
+// Login is how a client says who it is.
+type Login struct {
+	User     string
+	Password []byte
+	Client   string     // client identifier
+	From     netip.Addr // source address; the zero value where there is none
+	// Anonymous says that clients without a user name are admitted where it came in.
+	Anonymous bool
+}
+
+// Authenticate returns who the client is. An error wraps message.ErrNotAllowed, or message.ErrBusy when the same login may be
+// tried later: too many logins wait, or too many of this user and address failed (ErrLocked). It may take as long as hashing a
+// password, plus the wait for others, so it is called from the client's own goroutine.
 //
 // A wrong password, an unknown user and a user without a password take the same time and get the same error, so that names
 // cannot be guessed one by one.
-func (k *Checker) Authenticate(user string, password []byte, client string, anonymous bool) (Identity, error) {
-	id := Identity{User: user, Client: client}
-	if user == "" {
-		if !anonymous {
+func (k *Checker) Authenticate(l Login) (Identity, error) {
+	id := Identity{User: l.User, Client: l.Client}
+	if l.User == "" {
+		if !l.Anonymous {
 			return Identity{}, fmt.Errorf("log in without a user name: %w", message.ErrNotAllowed)
 		}
 		return id, nil
 	}
 	u := k.state.Load().users
-	hash, known := u.hashes[user]
+	hash, known := u.hashes[l.User]
 	if !known {
 		hash = u.unknown
 	}
 	if len(u.hashes) == 0 {
 		return Identity{}, fmt.Errorf("log in: %w", message.ErrNotAllowed) // there is no name to be guessed
 	}
-	switch k.logins.check(user, hash, password, known) {
+	by := attemptOf(l.From, l.User)
+	wait := func() time.Duration { return k.lockouts.wait(by, time.Now()) }
+	switch k.logins.check(l.User, hash, l.Password, known, wait) {
 	case good:
+		k.lockouts.passed(by)
 		return id, nil
 	case busy:
 		return Identity{}, fmt.Errorf("log in: too many others are waiting: %w", message.ErrBusy)
+	case locked:
+		return Identity{}, lockedError(wait())
 	default:
+		k.lockouts.failed(by, time.Now())
 		return Identity{}, fmt.Errorf("log in: %w", message.ErrNotAllowed)
 	}
 }

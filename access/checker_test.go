@@ -9,6 +9,7 @@ import (
 	"sync"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"golang.org/x/crypto/bcrypt"
 
@@ -65,7 +66,7 @@ func TestAuthenticate(t *testing.T) {
 			{"", "", true, true},
 			{"", "word", true, true},
 		} {
-			id, err := k.Authenticate(c.user, []byte(c.password), "client", c.anonymous)
+			id, err := k.Authenticate(Login{User: c.user, Password: []byte(c.password), Client: "client", Anonymous: c.anonymous})
 			switch {
 			case c.ok && (err != nil || id != Identity{c.user, "client"}):
 				t.Errorf("%+v: %+v %v", c, id, err)
@@ -78,7 +79,7 @@ func TestAuthenticate(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := empty.Authenticate("a", []byte("one"), "c", true); !errors.Is(err, message.ErrNotAllowed) {
+	if _, err := empty.Authenticate(Login{User: "a", Password: []byte("one"), Client: "c", Anonymous: true}); !errors.Is(err, message.ErrNotAllowed) {
 		t.Errorf("without users: %v", err)
 	}
 }
@@ -99,8 +100,8 @@ func TestSameErrorAndCost(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, wrong := k.Authenticate("a", []byte("x"), "c", false)
-	_, unknown := k.Authenticate("b", []byte("x"), "c", false)
+	_, wrong := k.Authenticate(Login{User: "a", Password: []byte("x"), Client: "c"})
+	_, unknown := k.Authenticate(Login{User: "b", Password: []byte("x"), Client: "c"})
 	if wrong == nil || unknown == nil || wrong.Error() != unknown.Error() {
 		t.Errorf("%v, %v", wrong, unknown)
 	}
@@ -117,7 +118,7 @@ func TestMemoryOfLogins(t *testing.T) {
 		password string
 		want     outcome
 	}{{"one", good}, {"two", refused}} {
-		if got := l.check("a", hash, []byte(c.password), true); got != c.want {
+		if got := l.check("a", hash, []byte(c.password), true, noWait); got != c.want {
 			t.Errorf("%s: %d", c.password, got)
 		}
 		if got := l.recall(l.tag("a", hash, []byte(c.password))); got != c.want {
@@ -134,7 +135,7 @@ func TestMemoryOfLogins(t *testing.T) {
 			t.Error("another login has the same tag")
 		}
 	}
-	if got := l.check("a", hash, []byte("three"), false); got != refused {
+	if got := l.check("a", hash, []byte("three"), false, noWait); got != refused {
 		t.Errorf("an unknown user: %d", got)
 	}
 	for i := range 3 * maxRemembered {
@@ -152,7 +153,7 @@ func TestTooManyLogins(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := k.Authenticate("a", []byte("one"), "c", false); err != nil {
+		if _, err := k.Authenticate(Login{User: "a", Password: []byte("one"), Client: "c"}); err != nil {
 			t.Fatal(err)
 		}
 		const limit = 5
@@ -163,7 +164,7 @@ func TestTooManyLogins(t *testing.T) {
 		var waiting sync.WaitGroup
 		for i := range limit {
 			waiting.Go(func() {
-				if _, err := k.Authenticate("a", fmt.Appendf(nil, "wrong %d", i), "c", false); !errors.Is(err, message.ErrNotAllowed) {
+				if _, err := k.Authenticate(Login{User: "a", Password: fmt.Appendf(nil, "wrong %d", i), Client: "c"}); !errors.Is(err, message.ErrNotAllowed) {
 					t.Errorf("waited for nothing: %v", err)
 				}
 			})
@@ -172,10 +173,10 @@ func TestTooManyLogins(t *testing.T) {
 		if n := k.logins.waiting.Load(); n != limit {
 			t.Fatalf("%d are waiting, want %d", n, limit)
 		}
-		if _, err := k.Authenticate("a", []byte("one more"), "c", false); !errors.Is(err, message.ErrBusy) {
+		if _, err := k.Authenticate(Login{User: "a", Password: []byte("one more"), Client: "c"}); !errors.Is(err, message.ErrBusy) {
 			t.Errorf("one more: %v", err)
 		}
-		if _, err := k.Authenticate("a", []byte("one"), "c", false); err != nil {
+		if _, err := k.Authenticate(Login{User: "a", Password: []byte("one"), Client: "c"}); err != nil {
 			t.Errorf("a remembered login: %v", err)
 		}
 		for range cap(k.logins.turns) {
@@ -198,7 +199,7 @@ func TestReload(t *testing.T) {
 		t.Fatal(err)
 	}
 	login := func(user, password string) bool {
-		_, err := k.Authenticate(user, []byte(password), "c", false)
+		_, err := k.Authenticate(Login{User: user, Password: []byte(password), Client: "c"})
 		return err == nil
 	}
 	if !login("a", "one") || login("b", "two") || login("a", "three") {
@@ -259,7 +260,7 @@ func TestPrepare(t *testing.T) {
 	if k.Allow(id, Publish, "x") || !k.AllowFilter(id, "#") || k.Explain(id, Publish, "x").Rule != 1 {
 		t.Error("rules do not hold after commit")
 	}
-	if _, err := k.Authenticate("a", []byte("one"), "c", false); err != nil {
+	if _, err := k.Authenticate(Login{User: "a", Password: []byte("one"), Client: "c"}); err != nil {
 		t.Error(err)
 	}
 	for _, topic := range []string{"", "a/#", "a\x00", "+"} {
@@ -273,3 +274,5 @@ func TestPrepare(t *testing.T) {
 		}
 	}
 }
+
+func noWait() time.Duration { return 0 }

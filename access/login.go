@@ -7,6 +7,7 @@ import (
 	"runtime"
 	"sync"
 	"sync/atomic"
+	"time"
 )
 
 // Bounds of what logins may cost.
@@ -44,6 +45,7 @@ const (
 	good
 	refused
 	busy
+	locked
 )
 
 // newLogins uses up to half of the processors for hashing.
@@ -59,8 +61,12 @@ func newLogins() *logins {
 }
 
 // check reports whether password belongs to hash. A login that is remembered costs no hash; at most limit others wait
-// for their turn, beyond that the answer is busy.
-func (l *logins) check(user string, hash, password []byte, known bool) outcome {
+// for their turn, beyond that the answer is busy. While wait says that this login has to wait nothing is looked at: not even
+// what is remembered, which would tell a guesser at once when a guess is right.
+func (l *logins) check(user string, hash, password []byte, known bool, wait func() time.Duration) outcome {
+	if wait() > 0 {
+		return locked
+	}
 	t := l.tag(user, hash, password)
 	if o := l.recall(t); o != unknown {
 		return o
@@ -71,6 +77,9 @@ func (l *logins) check(user string, hash, password []byte, known bool) outcome {
 	}
 	l.turns <- struct{}{}
 	defer func() { <-l.turns; l.waiting.Add(-1) }()
+	if wait() > 0 {
+		return locked // others of the same guesser were first
+	}
 	if o := l.recall(t); o != unknown {
 		return o // another client of the same user was first
 	}

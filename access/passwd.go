@@ -19,7 +19,7 @@ const usersHeader = `# Users of Tidegate: NAME = "HASH". Written by "tidegate pa
 // made when it is not there, and replaced as a whole, so that a reader never sees half of it; comments stay. An existing file
 // keeps its owner and group and loses nothing but what others may do with it; a new one is readable by this user alone.
 func SetPassword(path, name string, password []byte) (added bool, err error) {
-	return setPassword(path, name, password, hashCost)
+	return setPassword(path, name, password, affordableCost())
 }
 
 func setPassword(path, name string, password []byte, cost int) (added bool, err error) {

@@ -14,9 +14,13 @@ import (
 
 // Passwords are hashed with bcrypt. Its 4 KiB of working memory keep the gateway small while devices log in; argon2id at its
 // recommended least, 7 MiB for each login, would make the resident memory of an idle gateway a third larger. Cost 10 takes
-// about 70 ms on a current core and a few hundred on a Raspberry Pi 3.
+// about 70 ms on a current core and a few hundred on a Raspberry Pi 3; each step doubles that. How dear a new password is
+// depends on the machine it is made on, see affordableCost.
 const (
-	hashCost = 10
+	hashCost = 10 // the least
+	dearCost = 12 // the most
+	// hashTime is how long one hash may take where that allows more than the least.
+	hashTime = 250 * time.Millisecond
 	// maxPassword is what bcrypt looks at; it is refused rather than cut.
 	maxPassword = 72
 	// maxUsersFile bounds what is read.
@@ -102,6 +106,19 @@ func hash(password []byte, cost int) (string, error) {
 		return "", fmt.Errorf("access: hash the password: %w", err)
 	}
 	return string(h), nil
+}
+
+// affordableCost returns the highest cost at which a hash takes no longer than hashTime here.
+func affordableCost() int {
+	const probe = 7 // an eighth of the least: quick also where that is slow
+	begin := time.Now()
+	_, _ = bcrypt.GenerateFromPassword([]byte("how fast is this machine"), probe)
+	took := time.Since(begin) << (hashCost - probe)
+	cost := hashCost
+	for ; cost < dearCost && 2*took <= hashTime; cost++ {
+		took *= 2
+	}
+	return cost
 }
 
 // verify reports whether password belongs to hash. It takes the time of one hash whatever the password.

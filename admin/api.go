@@ -73,6 +73,9 @@ func readyz(source Source) http.Handler {
 			return
 		}
 		_, _ = fmt.Fprint(w, "ready\n")
+		for _, text := range source.Warnings() {
+			_, _ = fmt.Fprintf(w, "warning: %s\n", text)
+		}
 	})
 }
 

@@ -37,6 +37,8 @@ type Source interface {
 	Status() Status
 	// Ready returns nil when the listeners are up and the disk takes records, else why not.
 	Ready() error
+	// Warnings are what somebody has to look at though the gateway works.
+	Warnings() []string
 }
 
 // Server serves the [admin] section.

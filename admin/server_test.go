@@ -16,9 +16,13 @@ import (
 )
 
 // fakeSource is a gateway whose disk fails when err is set.
-type fakeSource struct{ err error }
+type fakeSource struct {
+	err      error
+	warnings []string
+}
 
-func (f *fakeSource) Ready() error { return f.err }
+func (f *fakeSource) Ready() error       { return f.err }
+func (f *fakeSource) Warnings() []string { return f.warnings }
 
 func (f *fakeSource) Status() Status {
 	s := Status{Gateway: "g1", Version: "v", Ready: f.err == nil, Uplinks: []UplinkStatus{}, Bridges: []BridgeStatus{}}
@@ -177,5 +181,14 @@ func TestAddresses(t *testing.T) {
 	}
 	if _, err := New(config.Admin{Listen: "http://0.0.0.0:0"}, &fakeSource{}, prometheus.NewRegistry(), silent()); err == nil {
 		t.Error("New accepts every address")
+	}
+}
+
+// What somebody has to look at does not make a gateway unready, but is said.
+func TestReadyWithWarnings(t *testing.T) {
+	url := start(t, &fakeSource{warnings: []string{"the certificate expires"}})
+	code, body, _ := get(t, http.DefaultClient, http.MethodGet, url+"/readyz")
+	if code != http.StatusOK || body != "ready\nwarning: the certificate expires\n" {
+		t.Errorf("%d %q", code, body)
 	}
 }

@@ -14,6 +14,8 @@ type Status struct {
 	Buffer   BufferStatus `json:"buffer"`
 	// LastError says why the gateway is not ready; empty when it is.
 	LastError string `json:"last_error"`
+	// Warnings are what somebody has to look at though the gateway works, such as a certificate that is about to expire.
+	Warnings []string `json:"warnings,omitempty"`
 }
 
 // UplinkStatus is one uplink and its buffer, all lanes together.

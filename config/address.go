@@ -81,7 +81,9 @@ func webSocketPath(u *url.URL) string {
 }
 
 // encrypted reports whether the scheme is one with TLS.
-func (e endpoint) encrypted() bool { return e.scheme == "mqtts" || e.scheme == "wss" }
+func (e endpoint) encrypted() bool {
+	return e.scheme == "mqtts" || e.scheme == "wss" || e.scheme == "https"
+}
 
 // schemeError is the error for a scheme that is not known where it stands.
 type schemeError struct {

@@ -43,14 +43,6 @@ type Log struct {
 	Format string `toml:"format"` // text or json
 }
 
-// Listener is one address on which devices speak MQTT.
-type Listener struct {
-	// Listen is a URL, mqtt://HOST:PORT; port 0 picks a free one, an empty host means every address.
-	Listen string `toml:"listen"`
-	// Anonymous admits clients without a user name on this listener; filled in from [auth] when absent.
-	Anonymous *bool `toml:"anonymous"`
-}
-
 // Auth says who may connect and what they may do.
 type Auth struct {
 	// Anonymous admits clients without a user name. Default: true while every listener is on loopback. Never nil after
@@ -83,6 +75,10 @@ type Broker struct {
 	SessionQueue  Size     `toml:"session_queue"`  // undelivered QoS 1/2 kept for one session
 	MaxKeepAlive  Duration `toml:"max_keep_alive"`
 	RetainedLimit int      `toml:"retained_limit"` // retained messages, at most
+	// MaxConnectRate is how many connections a second one source address may open before it is slowed down; 0 is "off".
+	MaxConnectRate ConnectRate `toml:"max_connect_rate"`
+	// MaxClientsPerSource bounds the connections from one source address; 0: as many as MaxClients.
+	MaxClientsPerSource int `toml:"max_clients_per_source"`
 }
 
 // Route says what goes up and in what shape.
@@ -186,5 +182,9 @@ type Command struct {
 
 // Admin is the surface for metrics, health and administration.
 type Admin struct {
-	Listen string `toml:"listen"` // http://HOST:PORT
+	Listen string `toml:"listen"` // http://HOST:PORT or https://HOST:PORT
+	// Cert and Key are PEM files for https; ClientCA asks every visitor for a certificate of one of its authorities.
+	Cert     string `toml:"cert"`
+	Key      string `toml:"key"`
+	ClientCA string `toml:"client_ca"`
 }

@@ -95,7 +95,7 @@ func fieldsOf(t reflect.Type) map[string]int {
 // value decodes n into v, which is one of the types that config.go uses.
 func (d *decoder) value(n *node, path, shape string, v reflect.Value) {
 	switch v.Interface().(type) {
-	case Duration, Size, InFlight, SyncInterval, Age, MessageRate, ByteRate:
+	case Duration, Size, InFlight, SyncInterval, Age, MessageRate, ByteRate, ConnectRate:
 		d.unit(n, path, v)
 		return
 	case Secret:
@@ -107,6 +107,11 @@ func (d *decoder) value(n *node, path, shape string, v reflect.Value) {
 	case Deadband:
 		v.Set(reflect.ValueOf(d.deadband(n, path)))
 		return
+	case Paths:
+		if n.kind == stringKind {
+			v.Set(reflect.ValueOf(Paths{n.text}))
+			return
+		}
 	}
 	switch v.Kind() {
 	case reflect.String:
@@ -183,6 +188,8 @@ func (d *decoder) unit(n *node, path string, v reflect.Value) {
 		value, err = rate(n, "500/s", ParseMessageRate)
 	case ByteRate:
 		value, err = rate(n, "64KiB/s", ParseByteRate)
+	case ConnectRate:
+		value, err = connectRate(n)
 	}
 	if err != nil {
 		d.add(Error, n.at, path, "%s", err)
@@ -203,6 +210,19 @@ func inFlight(n *node) (int64, error) {
 		return 0, fmt.Errorf("must be a number without quotes, or \"auto\", not %q", n.text)
 	}
 	return 0, fmt.Errorf("must be a number, or \"auto\", not %s", n.kind)
+}
+
+func connectRate(n *node) (int64, error) {
+	if n.kind == stringKind && n.text == "off" {
+		return 0, nil
+	}
+	if n.kind == stringKind {
+		if r, err := ParseMessageRate(n.text); err == nil {
+			return int64(r), nil
+		}
+		return 0, fmt.Errorf("must be \"off\" or a rate such as \"50/s\" or \"30/m\", not %q", n.text)
+	}
+	return 0, fmt.Errorf("must be \"off\" or a rate in quotes, such as \"50/s\", not %s", n.kind)
 }
 
 func rate[R ~int64](n *node, example string, parse func(string) (R, error)) (int64, error) {

@@ -40,6 +40,8 @@ func (defaults) config() *Config {
 // fill sets the defaults of a section that stands in the file.
 func (defaults) fill(section any) {
 	switch s := section.(type) {
+	case *Listener:
+		*s = Listener{Identity: IdentityCN, MinTLS: "1.2"}
 	case *Route:
 		*s = Route{Topic: "{topic}", QoS: 1, Retain: "keep", Lane: "normal"}
 	case *Uplink:
@@ -73,7 +75,7 @@ func (defaults) fill(section any) {
 
 // listener returns the one that is there when the file names none.
 func (defaults) listener() (name string, l Listener) {
-	return "mqtt", Listener{Listen: "mqtt://127.0.0.1:1883"}
+	return "mqtt", Listener{Listen: "mqtt://127.0.0.1:1883", ClientAuth: ClientAuthNone, Identity: IdentityCN, MinTLS: "1.2"}
 }
 
 // defaultGatewayID returns the host name, with what cannot be part of a topic replaced.

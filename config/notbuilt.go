@@ -4,10 +4,8 @@ import "strings"
 
 // The features of the agreed file that this build does not have.
 const (
-	noTLS        = "TLS for listeners is not built yet"
 	noExternal   = "attaching to a broker of your own is not built yet; this build runs its embedded one"
 	noStages     = "filtering and changing messages on a route is not built yet"
-	noRate       = "limiting rates is not built yet"
 	noReplay     = "keeping delivered records is not built yet"
 	noEngine     = "engines other than the built-in log are not built yet"
 	noDTLS       = "CoAP over DTLS and TLS is not built yet; this build has coap:// over UDP"
@@ -22,17 +20,8 @@ const (
 // A key under one of them is not looked at.
 func notBuiltKeys() map[string]string {
 	return map[string]string{
-		"listener.*.cert":        noTLS,
-		"listener.*.key":         noTLS,
-		"listener.*.client_ca":   noTLS,
-		"listener.*.crl":         noTLS,
-		"listener.*.client_auth": noTLS,
-		"listener.*.identity":    noTLS,
-		"listener.*.min_tls":     noTLS,
-
-		"broker.mode":             noExternal,
-		"broker.external":         noExternal,
-		"broker.max_connect_rate": noRate,
+		"broker.mode":     noExternal,
+		"broker.external": noExternal,
 
 		"http": noHTTP,
 
@@ -56,10 +45,6 @@ func notBuiltKeys() map[string]string {
 		"uplink.*.buffer.keep_delivered": noReplay,
 		"uplink.*.buffer.engine":         noEngine,
 		"uplink.*.buffer.jetstream":      noEngine,
-
-		"admin.cert":      noTLS,
-		"admin.key":       noTLS,
-		"admin.client_ca": noTLS,
 	}
 }
 

@@ -169,16 +169,23 @@ func TestProblems(t *testing.T) {
 
 		// addresses
 		{"listener without an address", "[listener.a]", `1:11: listener.a.listen: is missing: say where to listen, such as "mqtt://127.0.0.1:1883"`},
-		{"listener scheme", "[listener.a]\nlisten = 'tcp://127.0.0.1:1883'", `2:10: listener.a.listen: unknown scheme tcp://, known here are mqtt://; did you mean "mqtt://"?`},
-		{"listener over TLS", "[listener.a]\nlisten = 'mqtts://127.0.0.1:8883'", `2:10: listener.a.listen: mqtts:// is not built yet here; this build has mqtt://`},
+		{"listener scheme", "[listener.a]\nlisten = 'tcp://127.0.0.1:1883'", `2:10: listener.a.listen: unknown scheme tcp://, known here are mqtt://, mqtts://, ws://, wss://; did you mean "mqtt://"?`},
+		{"listener over TLS without a certificate", "[listener.a]\nlisten = 'mqtts://127.0.0.1:8883'", "1:11: listener.a.cert: is missing: TLS needs a certificate; `tidegate cert init` makes one for a site that has no authority of its own\n1:11: listener.a.key: is missing: TLS needs the key that belongs to the certificate"},
+		{"plain listener with a key of TLS", "[listener.a]\nlisten = 'ws://127.0.0.1'\nmin_tls = '1.3'", `3:11: listener.a.min_tls: is only for mqtts:// and wss://; write wss://, or remove it`},
+		{"listener with a query", "[listener.a]\nlisten = 'ws://127.0.0.1/a?b=c'", `2:10: listener.a.listen: "ws://127.0.0.1/a?b=c" has a query; a listener has a path at most`},
+		{"origins without WebSocket", "[listener.a]\nlisten = 'mqtt://127.0.0.1:1'\norigins = ['*']", `3:11: listener.a.origins: is only for ws:// and wss://`},
+		{"origin with a path", "[listener.a]\nlisten = 'ws://127.0.0.1:1'\norigins = ['https://h/', 'https://h/x', 'h']", "3:26: listener.a.origins: \"https://h/x\" is no origin; write it as \"https://HOST\", or \"*\" for every page\n3:41: listener.a.origins: \"h\" is no origin; write it as \"https://HOST\", or \"*\" for every page"},
+		{"connect rate", "[broker]\nmax_connect_rate = '50'", `2:20: broker.max_connect_rate: must be "off" or a rate such as "50/s" or "30/m", not "50"`},
+		{"connect rate without quotes", "[broker]\nmax_connect_rate = 50", `2:20: broker.max_connect_rate: must be "off" or a rate in quotes, such as "50/s", not an integer`},
 		{"port", "[listener.a]\nlisten = 'mqtt://127.0.0.1:65536'", `2:10: listener.a.listen: the port 65536 is not from 0 to 65535`},
 		{"no address at all", "[listener.a]\nlisten = ''", `2:10: listener.a.listen: "" is no address of the form mqtt://HOST:PORT`},
 		{"two listeners on one address", "[listener.a]\nlisten = 'mqtt://127.0.0.1:1883'\n[listener.b]\nlisten = 'mqtt://localhost'", `4:10: listener.b.listen: mqtt://localhost:1883 is taken by listener.a.listen (mqtt://127.0.0.1:1883)`},
 		{"every address and one of them", "[auth]\nanonymous = true\n[listener.a]\nlisten = 'mqtt://:1883'\n[listener.b]\nlisten = 'mqtt://[::1]:1883'", `6:10: listener.b.listen: mqtt://[::1]:1883 is taken by listener.a.listen (mqtt://:1883)`},
 		{"admin on a listener's address", "[listener.a]\nlisten = 'mqtt://127.0.0.1:8080'\n[admin]", `3:2: admin.listen: http://127.0.0.1:8080 is taken by listener.a.listen (mqtt://127.0.0.1:8080)`},
 		{"admin on the default listener's address", "[admin]\nlisten = 'http://127.0.0.1:1883'", `2:10: admin.listen: http://127.0.0.1:1883 is taken by listener.mqtt.listen (mqtt://127.0.0.1:1883)`},
-		{"admin away from loopback", "[admin]\nlisten = 'http://:8080'", `2:10: admin.listen: away from loopback [admin] wants a login, which is not built yet; listen on 127.0.0.1`},
-		{"admin over TLS", "[admin]\nlisten = 'https://127.0.0.1'", `2:10: admin.listen: https:// is not built yet here; this build has http://`},
+		{"admin away from loopback", "[admin]\nlisten = 'http://:8080'", `2:10: admin.listen: away from loopback [admin] wants a login: https:// with client_ca, so that only holders of a certificate come in; or listen on 127.0.0.1`},
+		{"admin over TLS", "[admin]\nlisten = 'https://127.0.0.1'", `1:2: admin.cert: is missing: TLS needs a certificate; ` + "`tidegate cert init`" + ` makes one for a site that has no authority of its own
+1:2: admin.key: is missing: TLS needs the key that belongs to the certificate`},
 
 		// who may what
 		{"nobody can connect, said", "[auth]\nanonymous = false", `2:13: auth.anonymous: nobody can connect: no listener admits anonymous clients and there is no auth.users_file`},

@@ -193,6 +193,7 @@ func (v *validator) broker() {
 	v.between("broker.session_queue", int64(b.SessionQueue), 1, 1<<50)
 	v.span("broker.max_keep_alive", b.MaxKeepAlive, time.Second, maxKeepAlive*time.Second)
 	v.between("broker.retained_limit", int64(b.RetainedLimit), 0, 100_000_000)
+	v.between("broker.max_clients_per_source", int64(b.MaxClientsPerSource), 0, 10_000_000)
 }
 
 // names returns the names of a section in order, so that problems and everything else come out the same every time.

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"slices"
+	"strings"
 )
 
 // bound is an address that this configuration binds.
@@ -24,12 +25,16 @@ func (v *validator) listeners() {
 			v.need(key, `say where to listen, such as "mqtt://127.0.0.1:1883"`)
 			continue
 		}
-		e, err := parseEndpoint(l.Listen, []string{"mqtt"}, []string{"mqtts", "ws", "wss"})
+		e, err := parseEndpoint(l.Listen, listenerSchemes(), nil)
 		if err != nil {
 			v.badEndpoint(v.at(key).value, key, err)
 			continue
 		}
+		if strings.Contains(e.path, "?") {
+			v.wrong(key, "%q has a query; a listener has a path at most", l.Listen)
+		}
 		l.Listen = e.String()
+		v.secure(join("listener", name), &l, e)
 		v.c.Listeners[name] = l
 		v.endpoints = append(v.endpoints, bound{key, v.at(key).value, e})
 	}
@@ -47,16 +52,34 @@ func (v *validator) admin() {
 		return
 	}
 	const key = "admin.listen"
-	e, err := parseEndpoint(v.c.Admin.Listen, []string{"http"}, []string{"https"})
+	a := v.c.Admin
+	e, err := parseEndpoint(a.Listen, []string{"http", "https"}, nil)
+	v.files([]fileKey{{"admin.cert", &a.Cert}, {"admin.key", &a.Key}, {"admin.client_ca", &a.ClientCA}})
 	if err != nil {
 		v.badEndpoint(v.at(key).value, key, err)
 		return
 	}
-	if !e.loopback() {
-		v.wrong(key, "away from loopback [admin] wants a login, which is not built yet; listen on 127.0.0.1")
+	v.adminTLS(a, e)
+	if !e.loopback() && (a.ClientCA == "" || !e.encrypted()) {
+		v.wrong(key, "away from loopback [admin] wants a login: https:// with client_ca, so that only holders of a certificate come in; or listen on 127.0.0.1")
 	}
-	v.c.Admin.Listen = e.String()
+	a.Listen = e.String()
 	v.endpoints = append(v.endpoints, bound{key, v.at(key).value, e})
+}
+
+// adminTLS checks the keys for https.
+func (v *validator) adminTLS(a *Admin, e endpoint) {
+	if e.encrypted() {
+		v.serverCertificate("admin", a.Cert, a.Key)
+		v.authorities("admin.client_ca", a.ClientCA)
+		return
+	}
+	for _, k := range []string{"admin.cert", "admin.key", "admin.client_ca"} {
+		if v.given(k) {
+			v.wrong(k, "is only for https://; write listen = \"https://...\", or remove it")
+		}
+	}
+	a.Cert = ""
 }
 
 // addresses finds two listeners that want the same address.
@@ -89,7 +112,7 @@ func (v *validator) auth() {
 			l.Anonymous = &value
 			v.c.Listeners[name] = l
 		}
-		admitted = admitted || *l.Anonymous
+		admitted = admitted || *l.Anonymous || l.ClientAuth == ClientAuthOptional || l.ClientAuth == ClientAuthRequire
 	}
 	users := v.users()
 	if a.UsersFile == "" && !v.given("auth.users_file") && !admitted && len(v.c.Listeners) > 0 {

@@ -58,3 +58,12 @@ func (s Secret) GoString() string { return "***" }
 
 // LogValue hides the secret from logs.
 func (s Secret) LogValue() slog.Value { return slog.StringValue("***") }
+
+// ConnectRate is a number of connections per second, in thousandths; written "50/s" or "30/m". 0 is "off".
+type ConnectRate int64
+
+// PerSecond returns the rate in connections per second.
+func (r ConnectRate) PerSecond() float64 { return float64(r) / 1000 }
+
+// Paths are files; one may be written without an array.
+type Paths []string

@@ -15,7 +15,6 @@ import (
 	"hash/maphash"
 	"log/slog"
 	"net"
-	"net/url"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -54,6 +53,8 @@ type Options struct {
 	HideReasons bool
 	// Store makes the queues of sessions; nil means in memory.
 	Store session.Store
+	// Audit is told who came in and who did not; nil: Log with audit=true. How much it is told is bounded.
+	Audit *slog.Logger
 	// Shutdown is how long Run may take to end after its context did. 0 means 5 s.
 	Shutdown time.Duration
 	Log      *slog.Logger
@@ -72,6 +73,9 @@ type Broker struct {
 	wills     wills
 	turns     turns
 	refusals  sparing
+	audit     audit
+	limits    *gate.Limits // of all listeners together
+	sources   sources
 	clients   atomic.Int64
 	stopping  atomic.Bool
 	names     atomic.Uint64 // given to connections, see hooks.OnSessionEstablish
@@ -89,12 +93,6 @@ type Broker struct {
 	conns sync.WaitGroup
 }
 
-type listener struct {
-	name      string
-	anonymous bool
-	*gate.Listener
-}
-
 // New checks o and binds every listener. It starts no goroutine; a Broker that is not going to run must be closed with
 // Close.
 func New(o Options) (*Broker, error) {
@@ -104,7 +102,10 @@ func New(o Options) (*Broker, error) {
 	if o.Shutdown == 0 {
 		o.Shutdown = defaultShutdown
 	}
-	b := &Broker{o: o, log: o.Log}
+	if o.Audit == nil {
+		o.Audit = o.Log.With("audit", true)
+	}
+	b := &Broker{o: o, log: o.Log, audit: newAudit(o.Audit), limits: connectionLimits(o.Broker)}
 	b.metrics = newMetrics(o.Metrics, b)
 	b.sessions = session.New(session.Options{
 		QueueBytes: int64(o.Broker.SessionQueue), RetainedLimit: o.Broker.RetainedLimit, Store: o.Store,
@@ -161,35 +162,6 @@ func (b *Broker) newServer() error {
 	if err := b.server.AddHook(&hooks{b: b}, nil); err != nil {
 		return fmt.Errorf("edge: add hook: %w", err)
 	}
-	return nil
-}
-
-func (b *Broker) bind(name string, c config.Listener) error {
-	u, err := url.Parse(c.Listen)
-	if err != nil {
-		return fmt.Errorf("edge: listener %s: %w", name, err)
-	}
-	if u.Scheme != "mqtt" {
-		return fmt.Errorf("edge: listener %s: cannot listen on %s, only on mqtt://", name, c.Listen)
-	}
-	port := u.Port()
-	if port == "" {
-		port = "1883"
-	}
-	ln, err := net.Listen("tcp", net.JoinHostPort(u.Hostname(), port))
-	if err != nil {
-		return fmt.Errorf("edge: listener %s: %w", name, err)
-	}
-	gl := gate.NewListener(ln, gate.ListenerOptions{
-		Conn: gate.Options{MaxPacket: int(b.o.Broker.MaxPacket)},
-		// Twice the clients: those that are being closed and those that have not said who they are count too.
-		MaxConns: 2*b.o.Broker.MaxClients + 64,
-		OnRefuse: func(net.Addr, gate.Reason) { b.metrics.refusedConns.Inc() },
-		Logger:   b.log.With("listener", name),
-	})
-	b.listeners = append(b.listeners, &listener{
-		name: name, anonymous: c.Anonymous == nil || *c.Anonymous, Listener: gl,
-	})
 	return nil
 }
 

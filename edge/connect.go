@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"math"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	mqtt "github.com/mochi-mqtt/server/v2"
@@ -71,8 +73,12 @@ func (p *peer) WaitWritable() error { return p.WaitBelow(context.Background(), p
 // serve runs one connection to its end.
 func (b *Broker) serve(l *listener, c *gate.Conn) {
 	p := &peer{Conn: c, b: b, listener: l, read: make(chan struct{})}
-	err := b.establish(p)
+	err := c.AwaitConnect()
+	if err == nil {
+		err = b.establish(p)
+	}
 	close(p.read)
+	p.noteHandshake()
 	p.noteTooLarge()
 	_ = c.Close()
 	b.leave(p)
@@ -89,6 +95,20 @@ func (p *peer) noteTooLarge() {
 	p.b.metrics.refuse(message.MQTT, label)
 	p.b.refusals.log(p.b.log, "packet refused", label, p.client, "client", p.client, "user", p.identity.User,
 		"max_packet", int64(p.b.o.Broker.MaxPacket))
+}
+
+// noteHandshake counts and logs that TLS or WebSocket could not be opened. Whoever only looks whether somebody listens here is
+// not worth a line.
+func (p *peer) noteHandshake() {
+	why, err := p.Cause()
+	if why != gate.ReasonHandshake {
+		return
+	}
+	p.b.metrics.handshakes.Inc()
+	if !errors.Is(err, io.EOF) && !errors.Is(err, syscall.ECONNRESET) {
+		p.b.audit.refused(&p.b.refusals, "connection refused", string(why), addrOf(p.RemoteAddr()).String(), "listener", p.listener.name,
+			"remote", p.RemoteAddr().String(), "error", err)
+	}
 }
 
 // establish hands the connection to the library, on this goroutine. A packet that crashes the library's decoder ends its
@@ -151,29 +171,54 @@ func (p *peer) admit() byte {
 	case c.method != "":
 		return codeBadAuthMethod
 	}
-	id, err := b.o.ACL.Authenticate(c.user, c.password, p.client, p.listener.anonymous)
+	id, how, no := p.login()
 	c.password = nil
-	if err != nil {
-		b.metrics.logins.Inc()
-		b.refusals.log(b.log, "client refused", "login", p.client, "client", p.client, "user", c.user, "remote", p.RemoteAddr().String(), "error", err)
-		if errors.Is(err, message.ErrBusy) {
-			return codeBusy
-		}
-		return codeBadLogin
+	if no != nil {
+		b.refuseLogin(p, no)
+		return no.code
 	}
 	p.identity = id
 	if p.will != nil && !p.mayPublish(p.will.msg.Topic) {
-		b.refusals.log(b.log, "client refused", "will", p.client, "client", p.client, "user", c.user, "topic", p.will.msg.Topic)
+		b.refuseLogin(p, &refusedLogin{label: "will", err: fmt.Errorf("may not publish its will message to %q", p.will.msg.Topic)})
 		return codeNotAuthorized
 	}
-	p.counted = true
-	if b.clients.Add(1) > int64(b.o.Broker.MaxClients) && !b.sessions.Connected(p.client) {
-		b.metrics.refusedConns.Inc()
-		b.refusals.log(b.log, "client refused", "max_clients", "", "client", p.client, "remote", p.RemoteAddr().String())
-		return codeBusy
+	if code := p.count(); code != codeSuccess {
+		return code
 	}
+	p.auditLogin(how)
 	p.admitted = true
 	return codeSuccess
+}
+
+// refuseLogin counts and logs a client that is not let in. User names are logged, passwords never.
+func (b *Broker) refuseLogin(p *peer, no *refusedLogin) {
+	b.metrics.logins.WithLabelValues(no.label).Inc()
+	b.audit.refused(&b.refusals, "client refused", no.label, p.client, "listener", p.listener.name, "client", p.client,
+		"user", p.connect.user, "remote", p.RemoteAddr().String(), "error", no.err)
+}
+
+// count counts the client in, which happens once it is known, and returns success where it is not one too many. A client that
+// comes back by another connection is none.
+func (p *peer) count() byte {
+	b := p.b
+	p.counted = true
+	all, here := b.clients.Add(1), b.sources.enter(addrOf(p.RemoteAddr()))
+	most, perSource := int64(b.o.Broker.MaxClients), b.o.Broker.MaxClientsPerSource
+	why := ""
+	switch {
+	case b.sessions.Connected(p.client):
+	case all > most:
+		why = "max_clients"
+	case perSource > 0 && here > perSource:
+		why = "max_clients_per_source"
+	}
+	if why == "" {
+		return codeSuccess
+	}
+	b.metrics.refusedConns.Inc()
+	b.audit.refused(&b.refusals, "client refused", why, "", "listener", p.listener.name, "client", p.client, "user", p.identity.User,
+		"remote", p.RemoteAddr().String())
+	return codeBusy
 }
 
 // refuseConnect writes a CONNACK that ends the connection.

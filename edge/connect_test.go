@@ -275,8 +275,8 @@ func TestSessionOfAnotherUser(t *testing.T) {
 // everybody admits every user with any password.
 type everybody struct{}
 
-func (everybody) Authenticate(user string, _ []byte, client string, _ bool) (access.Identity, error) {
-	return access.Identity{User: user, Client: client}, nil
+func (everybody) Authenticate(l access.Login) (access.Identity, error) {
+	return access.Identity{User: l.User, Client: l.Client}, nil
 }
 func (everybody) Allow(access.Identity, access.Action, string) bool { return true }
 

@@ -14,7 +14,8 @@ type metrics struct {
 	refused      *prometheus.CounterVec
 	drops        *prometheus.CounterVec
 	refusedConns prometheus.Counter
-	logins       prometheus.Counter
+	logins       *prometheus.CounterVec
+	handshakes   prometheus.Counter
 	panics       prometheus.Counter
 	mqtt         prometheus.Counter // ingested of mqtt, the busiest
 }
@@ -34,8 +35,11 @@ func newMetrics(reg prometheus.Registerer, b *Broker) *metrics {
 		refusedConns: f.NewCounter(prometheus.CounterOpts{
 			Name: "tidegate_refused_connections_total", Help: "Connections closed on arrival because of a limit.",
 		}),
-		logins: f.NewCounter(prometheus.CounterOpts{
+		logins: f.NewCounterVec(prometheus.CounterOpts{
 			Name: "tidegate_refused_logins_total", Help: "Clients that were not admitted.",
+		}, []string{"reason"}),
+		handshakes: f.NewCounter(prometheus.CounterOpts{
+			Name: "tidegate_failed_handshakes_total", Help: "Connections whose TLS or WebSocket handshake failed.",
 		}),
 		panics: f.NewCounter(prometheus.CounterOpts{
 			Name: "tidegate_client_panics_total", Help: "Connections closed because a packet crashed its decoder.",
@@ -44,6 +48,9 @@ func newMetrics(reg prometheus.Registerer, b *Broker) *metrics {
 	m.mqtt = m.ingested.WithLabelValues(string(message.MQTT))
 	for _, reason := range []string{"busy", "not_allowed", "invalid", "too_large"} { // shown as 0 from the beginning
 		m.refused.WithLabelValues(string(message.MQTT), reason)
+	}
+	for _, reason := range []string{"credentials", "locked", "busy", "certificate", "will"} {
+		m.logins.WithLabelValues(reason)
 	}
 	for _, reason := range session.DropReasons() {
 		m.drops.WithLabelValues(reason)

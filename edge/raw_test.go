@@ -5,6 +5,7 @@ package edge
 import (
 	"bufio"
 	"bytes"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -27,6 +28,7 @@ type rawOptions struct {
 	User, Pass string
 	Mod        func(*packets.Packet)
 	RcvBuf     int
+	TLS        *tls.Config // nil: plain
 }
 
 // rawClient is one connection. Recv is for one goroutine, sending for any number.
@@ -50,6 +52,9 @@ func rawDial(addr string, o rawOptions) (*rawClient, error) {
 	}
 	if o.RcvBuf > 0 {
 		_ = c.(*net.TCPConn).SetReadBuffer(o.RcvBuf)
+	}
+	if o.TLS != nil {
+		c = tls.Client(c, o.TLS)
 	}
 	cl := &rawClient{Conn: c, R: bufio.NewReaderSize(c, 64<<10), V: o.V}
 	pk := packets.Packet{

@@ -31,7 +31,7 @@ const (
 
 // log writes a warning with args, the reason, and as not_logged how many of the kind were kept silent before.
 func (s *sparing) log(l *slog.Logger, msg, reason, client string, args ...any) {
-	if silent, ok := s.due(event{msg, reason, client}, time.Now()); ok {
+	if silent, ok := s.due(event{msg, reason, brief(client)}, time.Now()); ok {
 		l.Warn(msg, append(args, "reason", reason, "not_logged", silent)...)
 	}
 }

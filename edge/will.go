@@ -83,6 +83,7 @@ func readWill(pk *packets.Packet) (*will, byte) {
 // leave ends what the connection had: its place, its session or the connection of it, and its will.
 func (b *Broker) leave(p *peer) {
 	if p.counted {
+		b.sources.leave(addrOf(p.RemoteAddr()))
 		b.clients.Add(-1)
 	}
 	if p.session == nil {

@@ -29,10 +29,10 @@ func TestPasswd(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := k.Authenticate("press-1", []byte("new word"), "c", false); err != nil {
+	if _, err := k.Authenticate(access.Login{User: "press-1", Password: []byte("new word"), Client: "c"}); err != nil {
 		t.Error(err)
 	}
-	if _, err := k.Authenticate("press-1", []byte("word"), "c", false); err == nil {
+	if _, err := k.Authenticate(access.Login{User: "press-1", Password: []byte("word"), Client: "c"}); err == nil {
 		t.Error("the old password is still good")
 	}
 	if info, err := os.Stat(users); err != nil || info.Mode().Perm() != 0o600 {

@@ -78,7 +78,7 @@ func signals(log *slog.Logger) (ctx context.Context, hurry <-chan struct{}, stop
 		asked := 0
 		for s := range caught {
 			if s == syscall.SIGHUP {
-				log.Warn("this build cannot reload its configuration; restart the gateway to use a changed file (users_file is read again by itself)")
+				log.Warn("this build cannot reload its configuration; restart the gateway to use a changed file (users_file and certificates are read again by themselves)")
 				continue
 			}
 			switch asked++; asked {
@@ -107,7 +107,7 @@ func (g *gateway) run(ctx context.Context, hurry <-chan struct{}) error {
 	}
 	parts = append(parts,
 		part{"memory", keepSmall, adminPatience},
-		part{"users", func(ctx context.Context) error { return watchUsers(ctx, g.users, g.log) }, adminPatience},
+		part{"files", func(ctx context.Context) error { return watched{g.users, g.broker}.watch(ctx, g.log) }, adminPatience},
 		part{"forwarder", func(ctx context.Context) error { return g.forwarder.Run(ctx, g.broker.Deliver) }, forwarderPatience},
 		part{"edge", g.broker.Run, edgePatience},
 	)

@@ -22,13 +22,16 @@ func (g *gateway) Ready() error {
 	return nil
 }
 
+// Warnings are what somebody has to look at though the gateway works.
+func (g *gateway) Warnings() []string { return g.broker.CertificateWarnings(time.Now()) }
+
 // Status is what `tidegate status` shows.
 func (g *gateway) Status() admin.Status {
 	disk := g.buffer.Stats()
 	s := admin.Status{
 		Gateway: g.config.Gateway.ID, Version: buildVersion(), UptimeS: int64(time.Since(g.started).Seconds()),
 		Uplinks: []admin.UplinkStatus{}, Bridges: g.bridgeStatus(),
-		Clients: g.broker.Clients(), Sessions: g.broker.Sessions(),
+		Clients: g.broker.Clients(), Sessions: g.broker.Sessions(), Warnings: g.Warnings(),
 		Buffer: admin.BufferStatus{Writable: disk.LastError == nil, NoSpace: disk.NoSpace, DiskBytes: disk.Bytes},
 	}
 	if disk.PayloadBytes > 0 {

@@ -66,6 +66,9 @@ func printStatus(w io.Writer, s admin.Status) {
 		fmt.Fprintf(w, ", %d records lost to damage", s.Buffer.Damaged)
 	}
 	fmt.Fprintln(w)
+	for _, text := range s.Warnings {
+		fmt.Fprintf(w, "warning: %s\n", text)
+	}
 	printUplinks(w, s.Uplinks)
 	printBridges(w, s.Bridges)
 }

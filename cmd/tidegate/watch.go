@@ -3,10 +3,11 @@ package main
 import (
 	"context"
 	"log/slog"
+	"strings"
 	"time"
 )
 
-// watchEvery is how soon a change of the users file is seen at the latest.
+// watchEvery is how soon a change of a watched file is seen at the latest.
 const watchEvery = 2 * time.Second
 
 // reloader is a file that is read again when it changed; *access.Checker is one.
@@ -14,28 +15,90 @@ type reloader interface {
 	Reload() (changed bool, err error)
 }
 
-// watchUsers reloads the users file when it changes, until ctx ends. It looks rather than waiting for events, which get
-// lost on some file systems and when a file is replaced through a symbolic link. What goes wrong is logged once.
-func watchUsers(ctx context.Context, users reloader, log *slog.Logger) error {
+// certificates are the files of TLS listeners; *edge.Broker has them.
+type certificates interface {
+	ReloadCertificates() (changed []string, problems []error)
+	CertificateWarnings(now time.Time) []string
+}
+
+// watched are the files that are followed while the gateway runs. Either may be nil.
+type watched struct {
+	users reloader
+	certs certificates
+}
+
+// watch reads the users file and the certificates again when they change, until ctx ends. It looks rather than waiting for
+// events, which get lost on some file systems and when a file is replaced through a symbolic link. What goes wrong is logged
+// once. What changed is logged with audit=true, as it decides who may come in.
+func (w watched) watch(ctx context.Context, log *slog.Logger) error {
 	t := time.NewTicker(watchEvery)
 	defer t.Stop()
-	last := ""
+	audit := log.With("audit", true)
+	var users, certs, warnings news
+	warnings.tell(w.warnings(time.Now()), func(s string) { log.Warn("certificates", "problem", s) })
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-t.C:
 		}
-		changed, err := users.Reload()
-		switch {
-		case err != nil:
-			if err.Error() != last {
-				last = err.Error()
-				log.Warn("reading the users file failed; the users stay as they were", "err", err)
+		if w.users != nil {
+			changed, err := w.users.Reload()
+			again := users.tell(texts(err), func(s string) { log.Warn("reading the users file failed; the users stay as they were", "err", s) })
+			if changed || again {
+				audit.Info("users file read again")
 			}
-		case changed || last != "":
-			last = ""
-			log.Info("users file read again")
+		}
+		if w.certs == nil {
+			continue
+		}
+		changed, problems := w.certs.ReloadCertificates()
+		certs.tell(texts(problems...), func(s string) {
+			log.Warn("reading certificates failed; the earlier ones stay in use", "err", s)
+		})
+		if len(changed) > 0 {
+			audit.Info("certificates read again", "files", strings.Join(changed, " "))
+		}
+		warnings.tell(w.warnings(time.Now()), func(s string) { log.Warn("certificates", "problem", s) })
+	}
+}
+
+// warnings are those that are not about a file that could not be read: that is logged as it happens.
+func (w watched) warnings(now time.Time) []string {
+	if w.certs == nil {
+		return nil
+	}
+	var list []string
+	for _, s := range w.certs.CertificateWarnings(now) {
+		if !strings.HasSuffix(s, "in use") {
+			list = append(list, s)
 		}
 	}
+	return list
+}
+
+func texts(errs ...error) []string {
+	var list []string
+	for _, err := range errs {
+		if err != nil {
+			list = append(list, err.Error())
+		}
+	}
+	return list
+}
+
+// news is what was told last.
+type news struct{ last map[string]bool }
+
+// tell hands out what was not there last time, and reports that something was and nothing is any more.
+func (n *news) tell(now []string, f func(string)) (over bool) {
+	next := make(map[string]bool, len(now))
+	for _, s := range now {
+		if next[s] = true; !n.last[s] {
+			f(s)
+		}
+	}
+	over = len(n.last) > 0 && len(next) == 0
+	n.last = next
+	return over
 }

@@ -34,7 +34,7 @@ func TestWatchUsers(t *testing.T) {
 		var log syncBuffer
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error)
-		go func() { done <- watchUsers(ctx, f, slog.New(slog.NewTextHandler(&log, nil))) }()
+		go func() { done <- watched{users: f}.watch(ctx, slog.New(slog.NewTextHandler(&log, nil))) }()
 		time.Sleep(7 * watchEvery)
 		cancel()
 		if err := <-done; err != nil {
@@ -42,6 +42,47 @@ func TestWatchUsers(t *testing.T) {
 		}
 		if strings.Count(log.String(), "failed") != 1 || strings.Count(log.String(), "read again") != 2 {
 			t.Errorf("log: %s", log.String())
+		}
+	})
+}
+
+// fakeCertificates go through a list of outcomes.
+type fakeCertificates struct {
+	problems [][]error
+	warnings [][]string
+	n        int
+}
+
+func (f *fakeCertificates) ReloadCertificates() ([]string, []error) {
+	f.n = min(f.n+1, len(f.problems)-1)
+	if f.n == 1 {
+		return []string{"devices.cert"}, f.problems[f.n]
+	}
+	return nil, f.problems[f.n]
+}
+
+func (f *fakeCertificates) CertificateWarnings(time.Time) []string { return f.warnings[f.n] }
+
+// What is wrong with certificates is said when it begins, and not twice.
+func TestWatchCertificates(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		broken := []error{errors.New("no pair")}
+		f := &fakeCertificates{
+			problems: [][]error{nil, nil, broken, broken, nil, broken},
+			warnings: [][]string{{"it expires"}, {"it expires"}, {"it expires", "no pair; the earlier one is in use"}, nil, nil, nil},
+		}
+		var log syncBuffer
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error)
+		go func() { done <- watched{certs: f}.watch(ctx, slog.New(slog.NewTextHandler(&log, nil))) }()
+		time.Sleep(8 * watchEvery)
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		text := log.String()
+		if strings.Count(text, "no pair") != 2 || strings.Count(text, "it expires") != 1 || strings.Count(text, "audit=true files=devices.cert") != 1 {
+			t.Errorf("log: %s", text)
 		}
 	})
 }

@@ -73,9 +73,10 @@ type Conn struct {
 	why      Reason // first cause
 	whyErr   error
 
-	// scan and scanErr belong to the goroutine that reads.
+	// scan, scanErr and early belong to the goroutine that reads.
 	scan    scanner
-	scanErr error // what the scanner found; given to the caller after the bytes before it
+	scanErr error  // what the scanner found; given to the caller after the bytes before it
+	early   []byte // what AwaitConnect has read and Read has not returned yet
 	ahead   ahead
 
 	connected  atomic.Bool // the CONNECT was read whole
@@ -123,11 +124,25 @@ func (c *Conn) NetConn() net.Conn { return c.inner }
 
 // ConnectionState returns the state of the TLS connection; false without TLS or while the handshake is not done.
 func (c *Conn) ConnectionState() (tls.ConnectionState, bool) {
-	t, ok := c.inner.(*tls.Conn)
-	if !ok || !c.handshaken.Load() {
+	t := tlsOf(c.inner)
+	if t == nil || !c.handshaken.Load() {
 		return tls.ConnectionState{}, false
 	}
 	return t.ConnectionState(), true
+}
+
+// tlsOf returns the TLS layer of c; nil when there is none.
+func tlsOf(c net.Conn) *tls.Conn {
+	for {
+		if t, ok := c.(*tls.Conn); ok {
+			return t
+		}
+		u, ok := c.(interface{ NetConn() net.Conn })
+		if !ok {
+			return nil
+		}
+		c = u.NetConn()
+	}
 }
 
 // Level returns the protocol level of the CONNECT packet: 3 (MQTT 3.1), 4 (3.1.1) or 5; 0 as long as it has not arrived.

@@ -1,7 +1,6 @@
 package gate
 
 import (
-	"crypto/tls"
 	"errors"
 	"net"
 	"os"
@@ -14,12 +13,12 @@ const (
 	keepMarks = 32
 )
 
-// One call to the socket writes at most so much. What a commit releases is far less, so it leaves in one call. A TLS
-// connection cannot go on after a timeout in the middle of a call, so there a call is one record and the time limit
-// applies to each.
+// One call to the socket writes at most so much. What a commit releases is far less, so it leaves in one call. A connection
+// with TLS or another layer cannot go on after a timeout in the middle of a call, so there a call is one record and the time
+// limit applies to each.
 const (
 	plainChunk = 256 << 10
-	tlsChunk   = 16 << 10
+	layerChunk = 16 << 10
 )
 
 // Hold makes acknowledgements written from now on wait until t is durable, and all held before them have left. Tickets
@@ -236,12 +235,12 @@ func (c *Conn) writeLoop() {
 }
 
 // writeAll gives buf to the socket. Every call has the whole WriteTimeout, so a slow peer is cut off only when it takes
-// nothing at all for that long (over TLS: not one record).
+// nothing at all for that long (over TLS and WebSocket: not one record).
 func (c *Conn) writeAll(buf []byte) error {
-	_, isTLS := c.inner.(*tls.Conn)
+	layered := lowest(c.inner) != c.inner
 	chunk := plainChunk
-	if isTLS {
-		chunk = tlsChunk
+	if layered {
+		chunk = layerChunk
 		// TLS writes of its own on the reading side (key updates) must not run into a deadline that passed long ago.
 		defer func() { _ = c.inner.SetWriteDeadline(time.Time{}) }()
 	}
@@ -253,7 +252,7 @@ func (c *Conn) writeAll(buf []byte) error {
 		buf = buf[n:]
 		c.bytesOut.Add(uint64(n))
 		c.taken(n)
-		if err != nil && (n == 0 || isTLS || !errors.Is(err, os.ErrDeadlineExceeded)) {
+		if err != nil && (n == 0 || layered || !errors.Is(err, os.ErrDeadlineExceeded)) {
 			return err
 		}
 	}

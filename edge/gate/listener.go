@@ -23,6 +23,12 @@ type ListenerOptions struct {
 	Conn Options
 	// TLS makes every connection a TLS one; nil: plain. SetTLS replaces it for connections to come.
 	TLS *tls.Config
+	// Layer puts another layer on top, inside TLS: what it returns carries the byte stream. It must not block; a layer that has
+	// something to settle with the peer first has a method Open() error, which is called before the first Read, in the time that
+	// is left of ConnectTimeout. Its NetConn method must lead to what it was given. Nil: none.
+	Layer func(net.Conn) net.Conn
+	// Limits are bounds that several listeners have together, in place of the four below.
+	Limits *Limits
 	// MaxConns bounds the open connections of this listener, those being closed included. What comes above it is closed at
 	// once. 0 means no bound.
 	MaxConns int
@@ -51,10 +57,11 @@ type Listener struct {
 	config atomic.Pointer[tls.Config]
 	closed chan struct{}
 
+	limits *Limits
+
 	mu     sync.Mutex
 	shut   bool // no connection is let in any more
 	conns  map[*Conn]addrKey
-	addrs  addrTable
 	gone   sync.Cond // on mu; a connection has gone
 	failed bool      // the last accept failed; used by the goroutine that accepts only
 }
@@ -63,7 +70,10 @@ type Listener struct {
 func NewListener(inner net.Listener, o ListenerOptions) *Listener {
 	l := &Listener{
 		inner: inner, opts: o, conn: o.Conn.withDefaults(), closed: make(chan struct{}),
-		conns: make(map[*Conn]addrKey), addrs: newAddrTable(o.MaxPerAddr, o.RatePerAddr, o.Burst),
+		conns: make(map[*Conn]addrKey), limits: o.Limits,
+	}
+	if l.limits == nil {
+		l.limits = NewLimits(o.MaxConns, o.MaxPerAddr, o.RatePerAddr, o.Burst)
 	}
 	l.gone.L = &l.mu
 	l.config.Store(o.TLS)
@@ -141,21 +151,19 @@ func (l *Listener) admit(raw net.Conn) *Conn {
 	if cfg := l.config.Load(); cfg != nil {
 		inner = tls.Server(raw, cfg)
 	}
+	if l.opts.Layer != nil {
+		inner = l.opts.Layer(inner)
+	}
 	key := keyOf(raw.RemoteAddr())
-	l.mu.Lock()
-	why := l.refusalLocked(key)
+	c := newConn(inner, l.conn, l)
+	delay, why := l.enter(c, key)
 	if why != "" {
-		l.mu.Unlock()
 		_ = raw.Close()
 		if l.opts.OnRefuse != nil {
 			l.opts.OnRefuse(raw.RemoteAddr(), why)
 		}
 		return nil
 	}
-	c := newConn(inner, l.conn, l)
-	delay := l.addrs.enter(key, time.Now())
-	l.conns[c] = key
-	l.mu.Unlock()
 	if delay > 0 {
 		c.startAt = time.Now().Add(delay)
 		c.connectBy = c.connectBy.Add(delay)
@@ -166,23 +174,24 @@ func (l *Listener) admit(raw net.Conn) *Conn {
 	return c
 }
 
-func (l *Listener) refusalLocked(key addrKey) Reason {
-	switch {
-	case l.shut:
-		return ReasonShutdown
-	case l.opts.MaxConns > 0 && len(l.conns) >= l.opts.MaxConns:
-		return ReasonTooMany
-	case l.addrs.full(key):
-		return ReasonTooManyPerAddr
+// enter counts c in, or says why not.
+func (l *Listener) enter(c *Conn, key addrKey) (delay time.Duration, why Reason) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.shut {
+		return 0, ReasonShutdown
 	}
-	return ""
+	if delay, why = l.limits.enter(key, time.Now()); why == "" {
+		l.conns[c] = key
+	}
+	return delay, why
 }
 
 // release forgets a connection that is gone.
 func (l *Listener) release(c *Conn) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.addrs.leave(l.conns[c], time.Now())
+	l.limits.leave(l.conns[c], time.Now())
 	delete(l.conns, c)
 	l.gone.Broadcast()
 }
@@ -221,14 +230,14 @@ func (l *Listener) Wait() {
 // and the context's error is returned.
 func (l *Listener) Shutdown(ctx context.Context, code byte) error {
 	err := l.Close()
-	for _, c := range l.open() {
+	for _, c := range l.Conns() {
 		c.hurry()
 		c.Disconnect(code, ReasonShutdown)
 	}
 	killed := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
 		defer close(killed)
-		for _, c := range l.open() {
+		for _, c := range l.Conns() {
 			c.Kill(ReasonShutdown)
 		}
 	})
@@ -240,7 +249,8 @@ func (l *Listener) Shutdown(ctx context.Context, code byte) error {
 	return err
 }
 
-func (l *Listener) open() []*Conn {
+// Conns returns the connections that are not gone yet.
+func (l *Listener) Conns() []*Conn {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	all := make([]*Conn, 0, len(l.conns))

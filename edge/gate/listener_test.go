@@ -154,11 +154,11 @@ func TestLimits(t *testing.T) {
 		d.dial("192.0.2.1")
 		wantRefused(2, ReasonTooMany)
 		_ = l.Close()
-		for _, c := range l.open() {
+		for _, c := range l.Conns() {
 			c.Kill("end of test")
 		}
 		l.Wait()
-		if n := len(l.addrs.entries); n != 0 {
+		if n := len(l.limits.addrs.entries); n != 0 {
 			t.Errorf("%d addresses remembered", n)
 		}
 	})

@@ -93,7 +93,7 @@ const (
 	ReasonWriteTimeout    Reason = "write_timeout"     // WriteTimeout
 	ReasonWriteError      Reason = "write_error"       // the socket refused bytes
 	ReasonConnectTimeout  Reason = "connect_timeout"   // ConnectTimeout
-	ReasonHandshake       Reason = "handshake"         // the TLS handshake failed
+	ReasonHandshake       Reason = "handshake"         // TLS or the layer above could not be opened
 	ReasonNotConnect      Reason = "not_connect"       // ErrNotConnect
 	ReasonConnectTooLarge Reason = "connect_too_large" // ErrConnectTooLarge
 	ReasonPacketTooLarge  Reason = "packet_too_large"  // ErrPacketTooLarge

@@ -2,7 +2,6 @@ package gate
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -17,6 +16,13 @@ import (
 func (c *Conn) Read(p []byte) (int, error) {
 	if len(p) == 0 {
 		return 0, nil
+	}
+	if len(c.early) > 0 {
+		n := copy(p, c.early)
+		if c.early = c.early[n:]; len(c.early) == 0 {
+			c.early = nil
+		}
+		return n, nil
 	}
 	if c.scanErr != nil {
 		return 0, c.refuse(c.scanErr)
@@ -44,6 +50,27 @@ func (c *Conn) Read(p []byte) (int, error) {
 		}
 		return c.endRead(p[:n], err)
 	}
+}
+
+// earlyBytes is what is set aside for the first bytes of a connection; most CONNECT packets are smaller.
+const earlyBytes = 128
+
+// AwaitConnect waits until the CONNECT packet has arrived whole. Read returns what was read meanwhile. Whoever calls it first
+// spends nothing on peers that never say who they are but the bytes they sent, which MaxConnectBytes bounds.
+func (c *Conn) AwaitConnect() error {
+	buf := make([]byte, 0, earlyBytes)
+	for !c.scan.whole {
+		if len(buf) == cap(buf) {
+			buf = append(make([]byte, 0, 2*cap(buf)), buf...)
+		}
+		n, err := c.Read(buf[len(buf):cap(buf)])
+		if err != nil {
+			return err
+		}
+		buf = buf[:len(buf)+n]
+	}
+	c.early = buf
+	return nil
 }
 
 // beginRead waits until this connection may be read from and sets the deadline for it. finishing says that only what has
@@ -140,27 +167,45 @@ func (c *Conn) wake() {
 	c.cond.Broadcast()
 }
 
-// handshake makes the TLS handshake, here and not in Accept, so that a slow peer delays only itself. ConnectTimeout is
-// its limit too.
+// opener is a layer that has something to settle with the peer first.
+type opener interface{ Open() error }
+
+// handshake makes the TLS handshake and opens the layer above, here and not in Accept, so that a slow peer delays only itself.
+// ConnectTimeout is the limit of both.
 func (c *Conn) handshake() error {
-	t, ok := c.inner.(*tls.Conn)
-	if !ok || c.handshaken.Load() {
+	if c.handshaken.Load() {
 		return nil
 	}
-	if err := t.SetWriteDeadline(c.connectBy); err != nil {
+	layer, isLayer := c.inner.(opener)
+	t := tlsOf(c.inner)
+	if t == nil && !isLayer {
+		c.handshaken.Store(true)
+		return nil
+	}
+	if err := lowest(c.inner).SetWriteDeadline(c.connectBy); err != nil {
 		return err
 	}
-	if err := t.HandshakeContext(context.Background()); err != nil {
-		return &handshakeError{err}
+	if t != nil {
+		if err := t.HandshakeContext(context.Background()); err != nil {
+			return &handshakeError{"tls handshake", err}
+		}
+	}
+	if isLayer {
+		if err := layer.Open(); err != nil {
+			return &handshakeError{"open connection", err}
+		}
 	}
 	c.handshaken.Store(true)
-	return t.SetWriteDeadline(time.Time{})
+	return lowest(c.inner).SetWriteDeadline(time.Time{})
 }
 
-// handshakeError marks what the TLS handshake failed of.
-type handshakeError struct{ err error }
+// handshakeError marks that the connection could not be opened.
+type handshakeError struct {
+	what string
+	err  error
+}
 
-func (e *handshakeError) Error() string { return "tls handshake: " + e.err.Error() }
+func (e *handshakeError) Error() string { return e.what + ": " + e.err.Error() }
 func (e *handshakeError) Unwrap() error { return e.err }
 
 // endRead looks at what inner.Read gave and decides what the caller may see of it.

@@ -23,14 +23,16 @@ var mayImport = map[string][]string{
 	"config":           {},
 	"buffer":           {},
 	"access":           {"message", "config"},
+	"certs":            {"config"},
 
 	"forwarder":               {"message", "message/envelope", "config", "buffer", "forwarder/pipeline"},
 	"forwarder/pipeline":      {"message", "config"},
 	"forwarder/uplink":        {"message", "config"},
 	"forwarder/uplink/simple": {"message", "config"},
 
-	"edge":         {"message", "config", "access", "edge/gate", "edge/session"},
+	"edge":         {"message", "config", "access", "certs", "edge/gate", "edge/session", "edge/ws"},
 	"edge/gate":    {},
+	"edge/ws":      {},
 	"edge/session": {"message", "buffer"},
 
 	"bridges":            {"message"},
@@ -69,7 +71,7 @@ var owners = map[string][]string{
 	"github.com/pelletier/go-toml/v2":         {"config"},
 	"github.com/plgd-dev/go-coap/v3":          {"bridges/coap", "internal/demo"},
 	"github.com/gopcua/opcua":                 {"bridges/opcua", "internal/demo"},
-	"github.com/gorilla/websocket":            {"forwarder/uplink"},
+	"github.com/gorilla/websocket":            {"forwarder/uplink", "edge/ws"},
 	"golang.org/x/net/proxy":                  {"forwarder/uplink"},
 	"golang.org/x/net/http/httpproxy":         {"forwarder/uplink"},
 	"github.com/prometheus":                   {"edge", "forwarder", "admin", "bridges", "cmd/tidegate"},
@@ -83,7 +85,7 @@ var owners = map[string][]string{
 var notBelow = map[string][]string{
 	"github.com/mochi-mqtt/server/v2":         {"edge/gate"},
 	"github.com/mochi-mqtt/server/v2/packets": {"edge/gate"},
-	"github.com/prometheus":                   {"forwarder/pipeline", "forwarder/uplink/simple", "edge/gate"},
+	"github.com/prometheus":                   {"forwarder/pipeline", "forwarder/uplink/simple", "edge/gate", "edge/ws"},
 }
 
 // testOwners says who may use a library in tests beside its owners: real clients are the peers of a broker's tests.

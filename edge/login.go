@@ -1,0 +1,89 @@
+package edge
+
+import (
+	"crypto/tls"
+	"errors"
+	"fmt"
+
+	"tidegate/access"
+	"tidegate/certs"
+	"tidegate/message"
+)
+
+// How a client proved who it is.
+const (
+	byCertificate = "certificate"
+	byPassword    = "password"
+	byNobody      = "anonymous"
+)
+
+// refusedLogin is why a client is not let in.
+type refusedLogin struct {
+	code  byte   // of the CONNACK
+	label string // of the metric and the log
+	err   error
+}
+
+// login finds out who the client is. With a certificate it is the user that this stands for, whatever the password: the
+// certificate was proved in the handshake, and a user name in the CONNECT must be the same one. Everybody else logs in with name
+// and password, or without a name where the listener admits that.
+func (p *peer) login() (access.Identity, string, *refusedLogin) {
+	if cs, ok := p.ConnectionState(); ok && p.listener.certs != nil {
+		user, err := p.certified(cs)
+		switch {
+		case err != nil:
+			return access.Identity{}, "", &refusedLogin{codeNotAuthorized, "certificate", err}
+		case user != "" && p.connect.user != "" && p.connect.user != user:
+			return access.Identity{}, "", &refusedLogin{codeBadLogin, "certificate", fmt.Errorf("the certificate is that of %q", user)}
+		case user != "":
+			return access.Identity{User: user, Client: p.client}, byCertificate, nil
+		}
+	}
+	id, err := p.b.o.ACL.Authenticate(access.Login{
+		User: p.connect.user, Password: p.connect.password, Client: p.client,
+		From: addrOf(p.RemoteAddr()), Anonymous: p.listener.anonymous,
+	})
+	switch {
+	case errors.Is(err, access.ErrLocked):
+		return id, "", &refusedLogin{codeConnectRate, "locked", err}
+	case errors.Is(err, message.ErrBusy):
+		return id, "", &refusedLogin{codeBusy, "busy", err}
+	case err != nil:
+		return id, "", &refusedLogin{codeBadLogin, "credentials", err}
+	case id.User == "":
+		return id, byNobody, nil
+	}
+	return id, byPassword, nil
+}
+
+// certified returns the user of the client's certificate; empty when it showed none and need not. A list may have revoked the
+// certificate since the handshake.
+func (p *peer) certified(cs tls.ConnectionState) (string, error) {
+	l := p.listener
+	if l.required && len(cs.PeerCertificates) == 0 {
+		return "", errors.New("the client showed no certificate")
+	}
+	if err := l.certs.Check(cs); err != nil {
+		return "", err
+	}
+	return certs.User(cs, l.identity)
+}
+
+// auditLogin writes who came in.
+func (p *peer) auditLogin(how string) {
+	args := []any{
+		"listener", p.listener.name, "client", p.client, "user", p.identity.User, "remote", p.RemoteAddr().String(),
+		"by", how, "mqtt", mqttVersion(p.connect.version),
+	}
+	if cs, ok := p.ConnectionState(); ok {
+		args = append(args, "tls", tls.VersionName(cs.Version))
+	}
+	p.b.audit.login(args...)
+}
+
+func mqttVersion(level byte) string {
+	if level == 4 {
+		return "3.1.1"
+	}
+	return fmt.Sprint(level)
+}
