@@ -144,6 +144,7 @@ func (b *fakeBus) count() int {
 // last waits for a value under a topic that satisfies ok, and returns its payload.
 func (b *fakeBus) last(t *testing.T, topic string, timeout time.Duration, ok func(payload string) bool) string {
 	t.Helper()
+	timeout = max(timeout, time.Minute)
 	deadline := time.Now().Add(timeout)
 	seen := ""
 	for time.Now().Before(deadline) {

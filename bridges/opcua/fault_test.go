@@ -83,6 +83,7 @@ func runBridge(t testing.TB, c config.OPCUA, bus *fakeBus, dir string, more ...f
 // until waits for a condition.
 func until(t testing.TB, timeout time.Duration, what string, ok func() bool) time.Duration {
 	t.Helper()
+	timeout = max(timeout, time.Minute) // what is wanted of an idle machine; a busy one has longer
 	started := time.Now()
 	for !ok() {
 		if time.Since(started) > timeout {

@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"sync"
+	"strings"
 	"testing"
 	"time"
 )
@@ -127,7 +128,26 @@ func freePort(t testing.TB) int {
 	return l.Addr().(*net.TCPAddr).Port
 }
 
+// start starts the server, again for a while where its port has become that of somebody's connection.
 func (p *peer) start() {
+	p.t.Helper()
+	p.t.Cleanup(p.kill)
+	for tries := 1; ; tries++ {
+		p.spawn()
+		e := p.next(60 * time.Second)
+		if e.Event == "ready" {
+			p.certificate = e.Certificate
+			return
+		}
+		if !strings.Contains(e.Error, "EADDRINUSE") || tries == 30 {
+			p.t.Fatalf("the server does not start: %+v", e)
+		}
+		p.kill()
+		time.Sleep(2 * time.Second)
+	}
+}
+
+func (p *peer) spawn() {
 	p.t.Helper()
 	arg, err := json.Marshal(p.o)
 	if err != nil {
@@ -161,12 +181,6 @@ func (p *peer) start() {
 		}
 		_ = cmd.Wait()
 	}()
-	p.t.Cleanup(p.kill)
-	e := p.next(60 * time.Second)
-	if e.Event != "ready" {
-		p.t.Fatalf("the server does not start: %+v", e)
-	}
-	p.certificate = e.Certificate
 }
 
 func (p *peer) next(timeout time.Duration) peerEvent {
@@ -206,6 +220,9 @@ func (p *peer) do(command string, more ...any) peerEvent {
 
 // kill ends the process without a word to anybody.
 func (p *peer) kill() {
+	if p.cmd == nil || p.cmd.Process == nil {
+		return
+	}
 	_ = p.cmd.Process.Kill()
 	<-p.ended
 }
