@@ -48,7 +48,7 @@ func TestDeadLettersOfTwoUplinks(t *testing.T) {
 		}
 	}
 	partly()
-	g = startGateway(t, file)
+	startGateway(t, file)
 	eventually(t, "both have a dead letter again", func() bool { return letters() == 2 })
 	partly()
 	eventually(t, "both have a dead letter again", func() bool { return letters() == 2 })
