@@ -3,6 +3,7 @@ package forwarder
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -134,6 +135,13 @@ func (s *stream) collect(f *flight, m *message.Message) {
 	}
 	from := len(p.lines)
 	p.lines = r.AppendOpen(p.lines)
+	if n := headerRoom + len(p.lines) - from + lineRoom; n > envelope.DefaultMaxBytes {
+		if p.lines = p.lines[:from]; from == 0 {
+			g.open[f.lane] = nil
+		}
+		s.bury(f, fmt.Sprintf("its line in a batch would have %d bytes, and decoders take %d", n, envelope.DefaultMaxBytes))
+		return
+	}
 	if len(p.members) > 0 && p.text(1, 0) > g.size.limit {
 		next := g.begin(f.lane)
 		next.lines = append(next.lines, p.lines[from:]...)
@@ -319,7 +327,7 @@ func (s *stream) pack(p *parcel) error {
 		alive = append(alive, f)
 	}
 	p.members = alive
-	g.text = envelope.AppendHeader(g.text[:0], g.gateway, g.uplink, len(alive))
+	g.text = envelope.AppendHeader(slices.Grow(g.text[:0], p.own()), g.gateway, g.uplink, len(alive))
 	for _, f := range alive {
 		g.text = envelope.Finish(append(g.text, p.lines[f.from:f.to]...), f.expiry)
 	}

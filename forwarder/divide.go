@@ -3,10 +3,12 @@ package forwarder
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"time"
 
 	"tidegate/forwarder/pipeline"
+	"tidegate/message/envelope"
 )
 
 // This file is what becomes of a batch: the answer to it is the answer to each of its records, unless the cloud refuses it for
@@ -65,7 +67,13 @@ func (s *stream) divide(p *parcel, err error) {
 	case n == 1:
 		f := p.members[0]
 		s.d.log.Warn("the cloud refused a record; it is now a dead letter", "lane", f.lane.String(), "seq", uint64(f.seq), "err", err)
-		s.bury(f, err.Error())
+		reason := err.Error()
+		if errors.As(err, &refusal) && refusal.Code() == codePacketTooLarge && g.encoder.Compression() == envelope.None {
+			// By itself it may have fitted. What the cloud can read is the user's to say, so it is not packed all the same.
+			reason = fmt.Sprintf("%s; its batch has %d bytes, its record %d: compress = \"zstd\" or \"gzip\" makes it about as long as by itself",
+				reason, len(p.payload), len(f.data))
+		}
+		s.bury(f, reason)
 		g.recycle(p)
 	case g.over:
 		s.landAll(p)
