@@ -23,6 +23,7 @@ const (
 	maxDevices      = 50_000
 	maxName         = 512 // bytes of the names of gateway and uplink together, and of a device
 	maxLaneName     = 32
+	maxReport       = 1 << 20 // bytes of a gap report
 )
 
 // laneKey names the sequences of one lane of one uplink. They go on from one epoch to the next.

@@ -155,6 +155,10 @@ func (w *watcher) gap(m message.Message) {
 		Epoch, Lane string
 		Ranges      [][2]uint64
 	}
+	if len(m.Payload) > maxReport { // a gateway's have some 20 KiB
+		w.account.unreadable++
+		return
+	}
 	if err := json.Unmarshal(m.Payload, &report); err != nil || !isEpoch(report.Epoch) || !isLane(report.Lane) {
 		w.account.unreadable++
 		return

@@ -106,15 +106,18 @@ func TestVerifyExitCodes(t *testing.T) {
 		code      int
 		says      string
 	}{
-		"nothing":           {nil, false, exitOK, "nothing was verified"},
-		"all in order":      {[]message.Message{single("gw/one", "e-normal-1", "a"), single("gw/one", "e-normal-2", "a")}, false, exitOK, ""},
-		"again":             {[]message.Message{single("gw/one", "e-normal-1", "a"), single("gw/one", "e-normal-1", "a")}, false, exitOK, ""},
-		"a loss":            {[]message.Message{single("gw/one", "e-normal-1", "a"), single("gw/one", "e-normal-3", "a")}, false, exitFailed, "1 messages are missing"},
-		"an older one":      {[]message.Message{single("gw/one", "e-normal-9", "a"), single("gw/one", "e-normal-3", "b")}, false, exitOK, "5 sequences did not come that may have come before"},
-		"out of order":      {[]message.Message{single("gw/one", "e-normal-2", "a"), single("gw/one", "e-normal-1", "a")}, false, exitFailed, "say --unordered"},
-		"which is allowed":  {[]message.Message{single("gw/one", "e-normal-2", "a"), single("gw/one", "e-normal-1", "a")}, true, exitOK, ""},
-		"nothing readable":  {[]message.Message{broken}, false, exitFailed, "1 batches or gap reports cannot be read"},
-		"one not readable":  {[]message.Message{single("gw/one", "e-normal-1", "a"), broken}, false, exitFailed, "cannot be read"},
+		"nothing":          {nil, false, exitOK, "nothing was verified"},
+		"all in order":     {[]message.Message{single("gw/one", "e-normal-1", "a"), single("gw/one", "e-normal-2", "a")}, false, exitOK, ""},
+		"again":            {[]message.Message{single("gw/one", "e-normal-1", "a"), single("gw/one", "e-normal-1", "a")}, false, exitOK, ""},
+		"a loss":           {[]message.Message{single("gw/one", "e-normal-1", "a"), single("gw/one", "e-normal-3", "a")}, false, exitFailed, "1 messages are missing"},
+		"an older one":     {[]message.Message{single("gw/one", "e-normal-9", "a"), single("gw/one", "e-normal-3", "b")}, false, exitOK, "5 sequences did not come that may have come before"},
+		"out of order":     {[]message.Message{single("gw/one", "e-normal-2", "a"), single("gw/one", "e-normal-1", "a")}, false, exitFailed, "say --unordered"},
+		"which is allowed": {[]message.Message{single("gw/one", "e-normal-2", "a"), single("gw/one", "e-normal-1", "a")}, true, exitOK, ""},
+		"nothing readable": {[]message.Message{broken}, false, exitFailed, "1 batches or gap reports cannot be read"},
+		"one not readable": {[]message.Message{single("gw/one", "e-normal-1", "a"), broken}, false, exitFailed, "cannot be read"},
+		"a huge gap report": {[]message.Message{{
+			Topic: "tidegate/gw/uplink/one/gaps", Payload: []byte(`{"epoch":"e","lane":"normal","ranges":[[1,1]` + strings.Repeat(",[1,1]", 1<<18) + "]}"),
+		}}, false, exitFailed, "cannot be read"},
 		"a gap report of 7": {[]message.Message{{Topic: "tidegate/gw/uplink/one/gaps", Payload: []byte("7")}}, false, exitFailed, "cannot be read"},
 	} {
 		w := newWatcher(0, c.unordered)
