@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"slices"
 	"strconv"
@@ -299,6 +300,32 @@ func TestAccountOfALiveFirstDrain(t *testing.T) {
 		if got := fmt.Sprint(r.Lanes[0].MissingRanges); got != "[[6500 6500] [8000 8000]]" || r.Missing != 2 || r.Earlier != 1001 {
 			t.Errorf("off by %v: missing %d %s, earlier %d", off, r.Missing, got, r.Earlier)
 		}
+	}
+}
+
+// TestAges: marks stay few and good, and times that are none are passed over.
+func TestAges(t *testing.T) {
+	begun := time.Now()
+	var a ages
+	for _, far := range []time.Time{{}, time.UnixMilli(1<<48 - 1), time.UnixMilli(0).Add(-maxOff)} {
+		a.note(1, far, begun)
+	}
+	if got := a.since(begun); got != math.MaxUint64 {
+		t.Errorf("since %d without a time", got)
+	}
+	for n := range uint64(300_000) { // a hundred each second, and one in ten comes late
+		at := begun.Add(time.Duration(n) * 10 * time.Millisecond)
+		if n%10 == 3 {
+			at = at.Add(time.Minute)
+		}
+		a.note(n+1, begun.Add(time.Duration(n)*10*time.Millisecond-time.Hour), at)
+	}
+	if got := a.since(begun); len(a.marks) > maxMarks || got < 200 || got > 202 {
+		t.Errorf("%d marks, since %d", len(a.marks), got)
+	}
+	a.note(1_000_000, begun, begun.Add(time.Second)) // the first fresh one: all others are old
+	if got := a.since(begun); got != math.MaxUint64 {
+		t.Errorf("since %d, and all are old", got)
 	}
 }
 

@@ -26,11 +26,16 @@ const (
 	exactMarks = 256 // the lowest ones stay when room is made
 	// ageSlack is how much quicker than any that was seen a record may have been before the watch began.
 	ageSlack = 2 * time.Second
+	// maxOff is how far a clock may be off; what is further is no time.
+	maxOff = 200 * 365 * 24 * time.Hour
 )
 
 // note takes in a record that says when it was made.
 func (a *ages) note(n uint64, made, arrived time.Time) {
 	took := arrived.Sub(made)
+	if took.Abs() > maxOff {
+		return
+	}
 	switch k := len(a.marks); {
 	case k == 0:
 		a.quickest, a.stride = took, 1

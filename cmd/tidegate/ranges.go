@@ -93,9 +93,12 @@ func (r *ranges) drop(i, j int) {
 	r.list = slices.Delete(r.list, i, j)
 }
 
-// within is what lies in from to to, both included.
+// within is what lies in from to to, both included; nothing does where to is in front of from.
 func (r *ranges) within(from, to uint64) []numbers {
 	var out []numbers
+	if from > to {
+		return nil
+	}
 	for i := r.at(from); i < len(r.list) && r.list[i].from <= to; i++ {
 		out = append(out, numbers{max(r.list[i].from, from), min(r.list[i].to, to)})
 	}
