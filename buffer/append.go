@@ -213,11 +213,20 @@ func (b *Bound) limit() int64 {
 
 // reserve is the share of this bound in two segments, at most a quarter of it.
 func (b *Bound) reserve() int64 {
-	var all int64
-	for _, o := range b.log.bounds {
-		all += o.max
-	}
-	return min(int64(float64(2*b.log.segmentSize())*(float64(b.max)/float64(all))), b.max/4)
+	total := b.log.boundTotal()
+	return reserveOf(b.max, total, b.log.segmentSize())
+}
+
+func reserveOf(bound, total, segment int64) int64 {
+	return min(int64(float64(2*segment)*(float64(bound)/float64(total))), bound/4)
+}
+
+// LimitOf tells how much a bound of maxBytes allows in a log whose bounds, this one among them, are of total bytes together. It is for
+// those who change a log in which the bounds are not made.
+func (l *Log) LimitOf(maxBytes, total int64) int64 {
+	maxBytes = max(maxBytes, 1)
+	total = max(total, maxBytes)
+	return maxBytes - reserveOf(maxBytes, total, l.o.segmentSize(total))
 }
 
 // admit checks that need more bytes fit.

@@ -59,14 +59,23 @@ func (l *Log) segmentBytes() int64 {
 
 // segmentSize is segmentBytes with Log.mu held.
 func (l *Log) segmentSize() int64 {
-	if l.o.SegmentBytes > 0 {
-		return max(l.o.SegmentBytes, 8<<10) &^ 4095
+	return l.o.segmentSize(l.boundTotal())
+}
+
+// segmentSize is the size of segments where all bounds together allow total bytes.
+func (o *Options) segmentSize(total int64) int64 {
+	if o.SegmentBytes > 0 {
+		return max(o.SegmentBytes, 8<<10) &^ 4095
 	}
-	var total int64
+	return min(max(total/32, minSegmentBytes), maxSegmentBytes) &^ 4095
+}
+
+// boundTotal is what all bounds together allow. Log.mu is held.
+func (l *Log) boundTotal() (total int64) {
 	for _, b := range l.bounds {
 		total += b.max
 	}
-	return min(max(total/32, minSegmentBytes), maxSegmentBytes) &^ 4095
+	return total
 }
 
 // newSegment makes a segment with room for a frame of n bytes, and makes it the active one. The header and the state of all queues

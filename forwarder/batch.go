@@ -3,6 +3,7 @@ package forwarder
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -20,11 +21,15 @@ import (
 //
 // A batch leaves when it is full, or when the lane has nothing more at hand and its oldest member has waited for max_delay.
 // The urgent lane does not wait: its batch leaves as soon as nothing more of it is at hand. So a backlog fills batches
-// without delay. An urgent record is held back by max_rate, and by what is in flight, as far as other lanes have used them up.
+// without delay. Neither what the normal lane has in flight holds an urgent record back, as it has room of its own, nor max_rate as far
+// as the normal lane has used it up: its batch waits until all that it costs has been allowed (rate.go).
 
 // maxFlying bounds the text and the packed bytes of all batches in flight of one uplink, which stay in memory until they are
-// answered: one of them may be larger.
-const maxFlying = 1 << 20
+// answered: one of them may be larger. urgentFlying is the room of the urgent lane, beside that of the others.
+const (
+	maxFlying    = 1 << 20
+	urgentFlying = 256 << 10
+)
 
 // Room that a batch keeps for its header, and for the end of each line.
 const (
@@ -41,12 +46,11 @@ type batching struct {
 
 	batches, bytes prometheus.Counter // sent
 
+	ratio float64   // of the bytes of the last batches as sent to those of their text, about
 	text  []byte    // of the batch that is being sent
 	spare []*parcel // to be used again
 
-	// small bounds the text where the broker has no words for "too large", see shrink; else it is maxText.
-	small  int
-	shrunk time.Time
+	size sizing
 }
 
 func newBatching(gateway, uplink string, c *config.Batch, m *metrics) (*batching, error) {
@@ -64,7 +68,7 @@ func newBatching(gateway, uplink string, c *config.Batch, m *metrics) (*batching
 	return &batching{
 		gateway: gateway, uplink: uplink, topic: c.Topic, encoder: e,
 		batches: m.batches.WithLabelValues(uplink), bytes: m.batchBytes.WithLabelValues(uplink),
-		maxMessages: max(c.MaxMessages, 1), maxText: int(c.MaxBytes), small: int(c.MaxBytes), maxDelay: c.MaxDelay.D(),
+		ratio: map[bool]float64{true: 1, false: 0.25}[how == envelope.None], maxMessages: max(c.MaxMessages, 1), maxText: int(c.MaxBytes), size: newSizing(int(c.MaxBytes)), maxDelay: c.MaxDelay.D(),
 	}, nil
 }
 
@@ -73,10 +77,7 @@ func (b *batching) pass() *gathering {
 	if b == nil {
 		return nil
 	}
-	if b.small < b.maxText && time.Since(b.shrunk) >= regrow {
-		b.small, b.shrunk = min(2*b.small, b.maxText), time.Now()
-	}
-	return &gathering{batching: b, limit: b.small}
+	return &gathering{batching: b}
 }
 
 // parcel is one batch.
@@ -96,21 +97,28 @@ func (p *parcel) text(n, lines int) int {
 	return headerRoom + len(p.lines) + lines + (len(p.members)+n)*lineRoom
 }
 
+// own is how long the text of the batch is.
+func (p *parcel) own() int {
+	n := headerRoom + len(p.members)*lineRoom
+	for _, f := range p.members {
+		n += f.to - f.from
+	}
+	return n
+}
+
 // gathering is the state of the batches during one pass.
 type gathering struct {
 	*batching
-	limit int // of a batch's text; falls where the cloud said that one was too large
-
 	open [pipeline.Lanes]*parcel // nil: nothing is gathered
 	full [pipeline.Lanes]*parcel // no more fits: it is the next to leave
 	// pieces are parts of a batch that was refused. They are sent one at a time and before anything else, so that among
 	// themselves they keep their order. trying: one is in flight.
 	pieces []*parcel
-	trying bool
-	flying int // bytes of batches in flight
-	// wary: so many more batches are sent one at a time after a refused one, because the good records of the next that is
+	trying *parcel
+	flying [pipeline.Lanes]int // bytes of batches in flight
+	// wary: so many more batches of the lane are sent one at a time after a refused one, because the good records of the next that is
 	// refused would arrive behind what is in flight with it.
-	wary int
+	wary [pipeline.Lanes]int
 	over bool // the pass ends: nothing more is sent
 }
 
@@ -127,7 +135,14 @@ func (s *stream) collect(f *flight, m *message.Message) {
 	}
 	from := len(p.lines)
 	p.lines = r.AppendOpen(p.lines)
-	if len(p.members) > 0 && p.text(1, 0) > g.limit {
+	if n := headerRoom + len(p.lines) - from + lineRoom; n > envelope.DefaultMaxBytes {
+		if p.lines = p.lines[:from]; from == 0 {
+			g.open[f.lane] = nil
+		}
+		s.bury(f, fmt.Sprintf("its line in a batch would have %d bytes, and decoders take %d", n, envelope.DefaultMaxBytes))
+		return
+	}
+	if len(p.members) > 0 && p.text(1, 0) > g.size.limit {
 		next := g.begin(f.lane)
 		next.lines = append(next.lines, p.lines[from:]...)
 		p.lines = p.lines[:from]
@@ -145,7 +160,9 @@ func (g *gathering) begin(lane pipeline.Lane) *parcel {
 	if n := len(g.spare); n > 0 {
 		p, g.spare = g.spare[n-1], g.spare[:n-1]
 	}
-	*p = parcel{lane: lane, begun: time.Now(), lines: p.lines[:0], payload: p.payload[:0], members: p.members[:0]}
+	now := time.Now()
+	g.size.grow(now)
+	*p = parcel{lane: lane, begun: now, lines: p.lines[:0], payload: p.payload[:0], members: p.members[:0]}
 	g.open[lane] = p
 	return p
 }
@@ -173,7 +190,7 @@ func (s *stream) due(next pipeline.Lane, more bool) *parcel {
 		switch {
 		case g.full[lane] != nil:
 			return g.full[lane]
-		case p != nil && (len(p.members) >= room || p.text(1, 0) >= g.limit):
+		case p != nil && (len(p.members) >= room || p.text(1, 0) >= g.size.limit):
 			return p
 		case more && next == lane:
 			return nil // it fills, and goes before a lower lane
@@ -203,12 +220,35 @@ func (s *stream) stepBatch(ctx context.Context) bool {
 		return s.wait(ctx)
 	case p == nil:
 		return s.sendNext(ctx, track)
-	case s.gather.flying > 0 && (s.gather.wary > 0 || s.gather.flying+len(p.lines) > maxFlying):
-		return s.idle(ctx, time.Hour)
 	}
-	if d := s.d.pacer.delay(time.Now()); d > 0 {
+	if d := s.holdBack(p); d > 0 {
 		return s.idle(ctx, d)
 	}
+	return s.send(ctx, p)
+}
+
+// holdBack is how long a batch has to wait before it may leave, unless an answer comes first.
+func (s *stream) holdBack(p *parcel) time.Duration {
+	g, room := s.gather, maxFlying
+	if p.lane == pipeline.Urgent {
+		room = urgentFlying
+	}
+	// A piece is the only one in flight of a refused batch, see stepPiece.
+	if flying := g.flying[p.lane]; !p.piece && flying > 0 && (g.wary[p.lane] > 0 || flying+len(p.lines) > room) {
+		return time.Hour
+	}
+	if !s.d.pacer.bounds() {
+		return 0
+	}
+	var price cost
+	if p.lane != pipeline.Urgent {
+		price = cost{len(p.members), len(g.topic) + int(float64(p.own())*g.ratio)}
+	}
+	return s.d.pacer.delay(time.Now(), price)
+}
+
+// send takes a batch off those that are gathered and sends it.
+func (s *stream) send(ctx context.Context, p *parcel) bool {
 	if s.gather.full[p.lane] == p {
 		s.gather.full[p.lane] = nil
 	} else {
@@ -242,10 +282,10 @@ func (s *stream) ship(ctx context.Context, p *parcel) bool {
 	}
 	p.members[0].batched = 0
 	if len(p.members) > 1 {
-		p.members[0].batched = p.text(0, 0)
+		p.members[0].batched = p.own()
 	}
 	p.size = len(p.lines) + len(p.payload)
-	g.flying += p.size
+	g.flying[p.lane] += p.size
 	m := message.Message{
 		Topic: g.topic, Payload: p.payload, QoS: p.qos, ContentType: g.encoder.Compression().ContentType(),
 		Received: p.begun, Source: message.Source{Protocol: message.Self, Client: g.gateway},
@@ -255,7 +295,7 @@ func (s *stream) ship(ctx context.Context, p *parcel) bool {
 	err := s.link.Send(ctx, m, Identity{}, func(err error) { s.answers.put(answer, err) })
 	switch {
 	case err == nil:
-		s.d.pacer.sent(n, len(g.topic)+len(m.Payload))
+		s.paid(p.lane, cost{n, len(g.topic) + len(m.Payload)})
 		g.batches.Inc()
 		g.bytes.Add(float64(len(m.Payload)))
 		s.d.inFlight.Store(int64(s.window.open))
@@ -287,12 +327,13 @@ func (s *stream) pack(p *parcel) error {
 		alive = append(alive, f)
 	}
 	p.members = alive
-	g.text = envelope.AppendHeader(g.text[:0], g.gateway, g.uplink, len(alive))
+	g.text = envelope.AppendHeader(slices.Grow(g.text[:0], p.own()), g.gateway, g.uplink, len(alive))
 	for _, f := range alive {
 		g.text = envelope.Finish(append(g.text, p.lines[f.from:f.to]...), f.expiry)
 	}
 	var err error
 	p.payload, err = g.encoder.Append(p.payload[:0], g.text)
+	g.ratio += (float64(len(p.payload))/float64(len(g.text)) - g.ratio) / 4
 	if cap(g.text) > g.maxText+64<<10 {
 		g.text = nil
 	}
@@ -320,10 +361,10 @@ func (s *stream) landAll(p *parcel) {
 
 // answered notes that a batch is in flight no more.
 func (g *gathering) answered(p *parcel) {
-	g.flying -= p.size
+	g.flying[p.lane] -= p.size
 	p.size = 0
 	if p.piece {
-		g.trying = false
+		g.trying = nil
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -324,7 +325,7 @@ func TestBatchWithBadRecords(t *testing.T) {
 	}
 }
 
-// TestBatchTooLargeForTheBroker: a broker that takes less than max_bytes makes batches smaller for as long as the connection lives.
+// TestBatchTooLargeForTheBroker: a broker that takes less than max_bytes makes batches smaller.
 func TestBatchTooLargeForTheBroker(t *testing.T) {
 	const most = 3000
 	refused := 0
@@ -351,6 +352,124 @@ func TestBatchTooLargeForTheBroker(t *testing.T) {
 		}
 		t.Logf("%d batches, %d refused", len(sizes), refused)
 	})
+}
+
+// TestBatchOfOneThatFits: a message that is no text and fits the cloud as a PUBLISH of its own fits in a batch, too, where that is packed.
+// Where it is not, base64 makes it longer by a third; what becomes a dead letter for that says what to do.
+func TestBatchOfOneThatFits(t *testing.T) {
+	const most = 128 << 10
+	for how, dead := range map[string]uint64{"zstd": 0, "gzip": 0, "none": 1} {
+		t.Run(how, func(t *testing.T) {
+			payload := make([]byte, most-3000)
+			source := rand.NewChaCha8([32]byte{})
+			_, _ = source.Read(payload)
+			decide := func(_ *fakeCloud, _ int, m message.Message, _ Identity) act {
+				if len(m.Payload) > most {
+					return act{err: refusedError(0x95)}
+				}
+				return ack
+			}
+			inBubble(t, batchConfig(nil, func(b *config.Batch) { b.Compress = how }), decide, func(r *rig, c *fakeCloud) {
+				r.send("a", string(payload))
+				waitEmpty(r, time.Minute)
+				letters, err := r.f.DeadLetters("cloud")
+				if err != nil || r.letters() != dead || dead > 0 && !strings.Contains(letters[0].Reason, `compress = "zstd"`) {
+					t.Errorf("%d dead letters, %.200v, %v", r.letters(), letters, err)
+				}
+			})
+		})
+	}
+}
+
+// TestLineThatNoDecoderTakes: a message whose line would be larger than decoders take, which only properties of control characters can
+// make, becomes a dead letter, and what is around it arrives.
+func TestLineThatNoDecoderTakes(t *testing.T) {
+	inBubble(t, batchConfig(nil, nil), takeAll, func(r *rig, c *fakeCloud) {
+		for i := range 3 {
+			r.send("a", strconv.Itoa(2*i+1))
+			m := message.Message{Topic: "bad", QoS: 1, Received: time.Now(), Source: message.Source{Client: "dev"}}
+			for range 90 {
+				m.Properties = append(m.Properties, message.Property{Key: "k", Value: strings.Repeat("\x01", 65535)})
+			}
+			tk, err := r.f.Ingest(m)
+			if err == nil {
+				err = tk.Wait(context.Background())
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if i == 1 {
+				waitEmpty(r, time.Minute)
+			}
+			r.send("a", strconv.Itoa(2*i+2))
+		}
+		waitEmpty(r, time.Minute)
+		got, _ := unpack(t, c.arrivals())
+		checkOrder(t, got, map[string]int{"dev a": 6})
+		letters, err := r.f.DeadLetters("cloud")
+		if err != nil || len(got) != 6 || len(letters) == 0 || !strings.Contains(letters[0].Reason, "decoders take") {
+			t.Errorf("%d arrived, %d dead letters, %v", len(got), len(letters), err)
+		}
+	})
+}
+
+// TestBatchesGrowAgain: after a refusal for their size batches grow steadily, on a connection that lasts and on others; a broker that
+// still takes no more refuses few.
+func TestBatchesGrowAgain(t *testing.T) {
+	for name, no := range map[string]act{"with words": {err: refusedError(0x95)}, "without": {cut: true, byPeer: true}} {
+		t.Run(name, func(t *testing.T) {
+			var most, refused atomic.Int64
+			most.Store(9000)
+			decide := func(_ *fakeCloud, _ int, m message.Message, _ Identity) act {
+				if int64(len(m.Payload)) > most.Load() {
+					refused.Add(1)
+					return no
+				}
+				return ack
+			}
+			inBubble(t, batchConfig(nil, func(b *config.Batch) { b.Compress = "none" }), decide, func(r *rig, c *fakeCloud) {
+				n := 0
+				// largest is the largest batch of a backlog that is sent now.
+				largest := func() int {
+					before := len(c.arrivals())
+					for range 300 {
+						n++
+						r.send("a", strconv.Itoa(n))
+					}
+					waitEmpty(r, time.Hour)
+					_, sizes := unpack(t, c.arrivals()[before:])
+					return slices.Max(sizes)
+				}
+				c.setOffline(true)
+				for range 1000 {
+					n++
+					r.send("a", strconv.Itoa(n))
+				}
+				c.setOffline(false)
+				waitEmpty(r, time.Hour)
+				first := refused.Load()
+				for range 8 {
+					time.Sleep(time.Hour)
+					largest()
+				}
+				// One that is too large is divided, or taken for the line three times.
+				if again := refused.Load() - first; again > 8*6 {
+					t.Errorf("%d refused at the start, %d in eight hours after that, %d connections", first, again, c.links)
+				}
+				most.Store(1 << 20)
+				links := c.links
+				small := largest()
+				time.Sleep(25 * time.Minute)
+				between := largest()
+				time.Sleep(2 * time.Hour)
+				if all := largest(); small > between || all < 100 || c.links != links {
+					t.Errorf("batches of %d, after 25 minutes of %d, after two hours of %d; %d connections more", small, between, all, c.links-links)
+				}
+				got, _ := unpack(t, c.arrivals())
+				checkOrder(t, got, map[string]int{"dev a": n})
+			})
+		})
+	}
 }
 
 // TestBatchTooLargeForABrokerWithoutWords: over 3.1.1 it closes the connection over a batch that is too large. Batches become

@@ -3,7 +3,12 @@ package forwarder
 import (
 	"context"
 	"errors"
+	"fmt"
+	"slices"
 	"time"
+
+	"tidegate/forwarder/pipeline"
+	"tidegate/message/envelope"
 )
 
 // This file is what becomes of a batch: the answer to it is the answer to each of its records, unless the cloud refuses it for
@@ -11,12 +16,6 @@ import (
 
 // waryFor is how many batches must be taken after a refused one before several are in flight again.
 const waryFor = 16
-
-// smallest is what shrink leaves of a batch at least: a line that comes and goes looks the same, and no broker takes less.
-const smallest = 8 << 10
-
-// regrow is how long batches stay small after shrink, before larger ones are tried.
-const regrow = time.Hour
 
 // settleParcel handles the answer to a batch, which is the answer to each of its members.
 func (s *stream) settleParcel(p *parcel, err error) {
@@ -26,7 +25,7 @@ func (s *stream) settleParcel(p *parcel, err error) {
 		for _, f := range p.members {
 			s.done(f, placeDelivered)
 		}
-		s.gather.wary = max(s.gather.wary-1, 0)
+		s.gather.wary[p.lane] = max(s.gather.wary[p.lane]-1, 0)
 		s.gather.recycle(p)
 	case rejected:
 		s.divide(p, err)
@@ -52,20 +51,29 @@ func judgeBatch(err error) verdict {
 // record that is to blame, which becomes a dead letter.
 func (s *stream) divide(p *parcel, err error) {
 	g, n := s.gather, len(p.members)
-	g.wary = waryFor
+	g.wary[p.lane] = waryFor
+	if !p.piece {
+		g.size.before = g.size.limit
+	}
 	var refusal Refusal
 	if errors.As(err, &refusal) && refusal.Code() == codePacketTooLarge {
 		if n > 1 {
-			g.limit = min(g.limit, max(p.text(0, 0)/2, 1<<10))
+			g.size.shrink(p.own(), leastText)
 		} else {
-			g.limit = g.maxText // it was this record
+			g.size.restore() // it was this record
 		}
 	}
 	switch {
 	case n == 1:
 		f := p.members[0]
 		s.d.log.Warn("the cloud refused a record; it is now a dead letter", "lane", f.lane.String(), "seq", uint64(f.seq), "err", err)
-		s.bury(f, err.Error())
+		reason := err.Error()
+		if errors.As(err, &refusal) && refusal.Code() == codePacketTooLarge && g.encoder.Compression() == envelope.None {
+			// By itself it may have fitted. What the cloud can read is the user's to say, so it is not packed all the same.
+			reason = fmt.Sprintf("%s; its batch has %d bytes, its record %d: compress = \"zstd\" or \"gzip\" makes it about as long as by itself",
+				reason, len(p.payload), len(f.data))
+		}
+		s.bury(f, reason)
 		g.recycle(p)
 	case g.over:
 		s.landAll(p)
@@ -77,20 +85,43 @@ func (s *stream) divide(p *parcel, err error) {
 	}
 }
 
-// stepPiece sends the next part of a batch that was refused, or waits for the answer to the last one.
+// stepPiece sends the next part of a batch that was refused, or waits for the answer to the last one. Urgent records do not wait for
+// the parts of another lane.
 func (s *stream) stepPiece(ctx context.Context) bool {
+	if acted, more := s.stepUrgent(ctx); acted {
+		return more
+	}
 	g := s.gather
-	if g.trying {
+	if g.trying != nil {
 		return s.idle(ctx, time.Hour)
 	}
 	p := g.pieces[0]
+	if d := s.holdBack(p); d > 0 {
+		return s.idle(ctx, d)
+	}
 	g.pieces = g.pieces[1:]
-	g.trying = true
+	g.trying = p
 	return s.ship(ctx, p)
 }
 
-// shrink halves the batches after the peer closed the connection again and again over one with that much text: it may have
-// been too large for a broker that cannot say so, and not one of its records to blame.
-func (b *batching) shrink(text int) {
-	b.small, b.shrunk = min(b.small, max(text/2, smallest)), time.Now()
+// stepUrgent gathers and sends urgent records beside parts of a batch of another lane. more is what step returns.
+func (s *stream) stepUrgent(ctx context.Context) (acted, more bool) {
+	g := s.gather
+	urgent := func(p *parcel) bool { return p != nil && p.lane == pipeline.Urgent }
+	if s.limit > 0 || urgent(g.trying) || slices.ContainsFunc(g.pieces, urgent) {
+		return false, true
+	}
+	track, ok := s.pick()
+	ok = ok && laneOf(track) == pipeline.Urgent
+	p := g.full[pipeline.Urgent]
+	switch {
+	case p == nil && ok:
+		return true, s.sendNext(ctx, track)
+	case p == nil:
+		p = g.open[pipeline.Urgent]
+	}
+	if p == nil || s.holdBack(p) > 0 {
+		return false, true
+	}
+	return true, s.send(ctx, p)
 }

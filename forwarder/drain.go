@@ -116,7 +116,8 @@ func (d *drain) afterLoss(ctx context.Context, link Link, e ending) {
 	}
 	d.suspect.closed(e.oldest, e.evidence && !e.reporting)
 	if e.batched > 0 && d.suspect.closes == suspectCloses {
-		d.batching.shrink(e.batched)
+		// It may have been too large for a broker that cannot say so, and not one of its records to blame.
+		d.batching.size.shrink(e.batched, smallest)
 	}
 	if !d.suspect.condemned(e.oldest) {
 		return

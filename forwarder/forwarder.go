@@ -151,6 +151,14 @@ func splitLaneName(queue string) (uplink string, kind pipeline.Lane, ok bool) {
 	return "", 0, false
 }
 
+// maxBytes is the bound of an uplink's buffer.
+func maxBytes(c config.Uplink) int64 {
+	if c.Buffer.MaxBytes > 0 {
+		return int64(c.Buffer.MaxBytes)
+	}
+	return defaultMaxBytes
+}
+
 // newOutput declares the queues of an uplink.
 func (f *Forwarder) newOutput(index int, name string, c config.Uplink, link Uplink) (*output, error) {
 	o := &output{
@@ -166,11 +174,7 @@ func (f *Forwarder) newOutput(index int, name string, c config.Uplink, link Upli
 	if c.Buffer.WhenFull == "refuse" {
 		policy = buffer.Refuse
 	}
-	limit := int64(c.Buffer.MaxBytes)
-	if limit <= 0 {
-		limit = defaultMaxBytes
-	}
-	o.bound = f.log.NewBound(limit, policy)
+	o.bound = f.log.NewBound(maxBytes(c), policy)
 	if err := o.gaps.open(f.log, gapsName(name), logger); err != nil {
 		return nil, err
 	}

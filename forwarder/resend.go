@@ -228,10 +228,12 @@ func ResendDead(ctx context.Context, log *buffer.Log, c *config.Config, uplink s
 		}
 		r.lanes[kind] = q
 	}
-	limit := int64(u.Buffer.MaxBytes)
-	if limit <= 0 {
-		limit = defaultMaxBytes
+	// The bound of the gateway that is started next, a part of which it keeps free.
+	var total int64
+	for _, other := range c.Uplinks {
+		total += maxBytes(other) + deadBytes + gapBytes
 	}
+	limit := log.LimitOf(maxBytes(u), total)
 	r.room = func() int64 {
 		left := limit
 		for _, q := range r.lanes {
@@ -241,6 +243,20 @@ func ResendDead(ctx context.Context, log *buffer.Log, c *config.Config, uplink s
 		return left
 	}
 	return r.run(ctx, pick)
+}
+
+// CountDead counts the dead letters that pick picks of a queue of them.
+func CountDead(dead *buffer.Queue, pick DeadSelection) (n uint64, err error) {
+	err = dead.Scan(0, func(rec buffer.Rec) bool {
+		if s, err := ReadDeadLetter(rec.Data); err == nil && pick.picks(rec, s) {
+			n++
+		}
+		return true
+	})
+	if err != nil {
+		return n, fmt.Errorf("read dead letters: %w", err)
+	}
+	return n, nil
 }
 
 // DiscardDead gives up dead letters of a queue of them, with or without a gateway. In the ledger they stay where they are.

@@ -346,6 +346,58 @@ func TestResendBesideAStoppedGateway(t *testing.T) {
 	}
 }
 
+// TestResendBesideAStoppedGatewayPushesNothingOut: the gateway that is started next keeps a part of its bound free. What is resent
+// before that leaves it its part, so nothing is evicted at the start.
+func TestResendBesideAStoppedGatewayPushesNothingOut(t *testing.T) {
+	for name, c := range map[string]struct {
+		left int64 // of the bound
+		done bool
+	}{"no room": {5_000, false}, "enough": {30_000, true}} {
+		t.Run(name, func(t *testing.T) {
+			dir, cfg := t.TempDir(), testConfig(nil, "cloud", "other")
+			u := cfg.Uplinks["cloud"]
+			u.Buffer = config.Buffer{MaxBytes: 256 << 10, WhenFull: "drop-oldest"}
+			cfg.Uplinks["cloud"] = u
+			_, decide := picky()
+			cloud := newFakeCloud(decide)
+			clouds := map[string]*fakeCloud{"cloud": cloud, "other": newFakeCloud(takeAll)}
+			r := open(t, dir, cfg, clouds).start()
+			for range 15 {
+				r.send("bad", strings.Repeat("x", 1000))
+			}
+			eventually(t, "dead letters", func() bool { return r.letters() == 15 && r.queued() == 0 })
+			cloud.setOffline(true)
+			for {
+				if used, limit := r.f.outs[0].bound.Used(); used > limit-c.left {
+					break
+				}
+				r.send("a", strings.Repeat("x", 1000))
+			}
+			r.close()
+			log, err := buffer.Open(dir, buffer.Options{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			got, err := ResendDead(context.Background(), log, cfg, "cloud", DeadSelection{})
+			if c.done && (err != nil || got.Done != 15) || !c.done && !errors.Is(err, buffer.ErrFull) {
+				t.Errorf("resend: %+v, %v", got, err)
+			}
+			if err := log.Close(); err != nil {
+				t.Fatal(err)
+			}
+			r = open(t, dir, cfg, clouds).start()
+			defer r.close()
+			cloud.setOffline(false)
+			eventually(t, "delivery", func() bool { return r.queued() == 0 })
+			for _, e := range r.f.Ledger().Entries {
+				if e.Places["evicted"] > 0 {
+					t.Errorf("evicted at the start: %+v", e)
+				}
+			}
+		})
+	}
+}
+
 // TestResendOfAReservedTopic: a device that made a topic of the gateway's own cannot have it sent by a resend either.
 func TestResendOfAReservedTopic(t *testing.T) {
 	routes := map[string]config.Route{"all": {From: []string{"x/#"}, Topic: "{rest}"}}

@@ -62,6 +62,7 @@ type recordKey struct {
 
 // run makes the pass.
 func (s *stream) run(ctx context.Context) ending {
+	s.d.pacer.idle()
 	settled := s.prepare(ctx)
 	readCtx, stop := context.WithCancel(ctx)
 	var readers sync.WaitGroup
@@ -166,13 +167,13 @@ func (s *stream) step(ctx context.Context) bool {
 	if s.broken || s.verdict != accepted || ctx.Err() != nil || s.isLost() {
 		return false
 	}
-	if g := s.gather; g != nil && (g.trying || len(g.pieces) > 0) {
+	if g := s.gather; g != nil && (g.trying != nil || len(g.pieces) > 0) {
 		return s.stepPiece(ctx)
 	}
 	if s.limit > 0 && s.window.open >= s.limit {
 		return s.wait(ctx)
 	}
-	if !s.pending && !s.careful {
+	if s.reports() {
 		if r := s.d.out.gaps.due(); r != nil {
 			return s.sendReport(ctx, r)
 		}
@@ -187,20 +188,35 @@ func (s *stream) step(ctx context.Context) bool {
 		return s.wait(ctx)
 	}
 	if p := &s.d.pacer; p.bounds() {
-		if d := p.delay(time.Now()); d > 0 {
+		if d := p.delay(time.Now(), s.price(track)); d > 0 {
 			return s.idle(ctx, d)
 		}
 	}
 	return s.sendNext(ctx, track)
 }
 
-// idle keeps the next record back for d, or until there is something else to do.
+// reports says whether a gap report may leave now.
+func (s *stream) reports() bool {
+	g := s.gather
+	return !s.pending && !s.careful && (g == nil || g.trying == nil && len(g.pieces) == 0)
+}
+
+// idle keeps the next record back for d, or until there is something else to do. An urgent record that comes is something else.
 func (s *stream) idle(ctx context.Context, d time.Duration) bool {
 	s.flushAcks()
+	if due, waiting := s.d.out.gaps.delay(); waiting && s.reports() {
+		d = min(d, due)
+	}
 	t := time.NewTimer(d)
 	defer t.Stop()
+	var urgent chan *lease
+	if s.current[pipeline.Urgent] == nil {
+		urgent = s.feeds[pipeline.Urgent].out
+	}
 	select {
 	case <-t.C:
+	case l := <-urgent:
+		s.take(int(pipeline.Urgent), l)
 	case <-s.answers.wake:
 	case <-s.link.Lost():
 	case <-ctx.Done():
@@ -364,7 +380,7 @@ func (s *stream) dispatch(ctx context.Context, f *flight, rec *buffer.Rec) bool 
 	if err != nil {
 		return s.notTaken(ctx, f, err)
 	}
-	s.d.pacer.sent(1, len(rec.Data))
+	s.paid(f.lane, cost{1, len(rec.Data)})
 	s.d.inFlight.Store(int64(s.window.open))
 	return true
 }

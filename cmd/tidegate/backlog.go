@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strings"
 	"time"
 
 	"tidegate/admin/metrics"
@@ -221,6 +222,12 @@ type deadRow struct {
 func eachDead(l *buffer.Log, s selection, do func(uplink string, q *buffer.Queue) (forwarder.DeadResult, error)) ([]deadRow, error) {
 	queues, err := s.pick(l)
 	rows := []deadRow{}
+	if err == nil {
+		err = s.oneUplink(queues)
+	}
+	if err != nil {
+		return rows, err
+	}
 	var found uint64
 	for _, q := range queues {
 		uplink, _, _ := metrics.SplitQueue(q.Name())
@@ -238,4 +245,24 @@ func eachDead(l *buffer.Log, s selection, do func(uplink string, q *buffer.Queue
 		err = errors.New("no dead letter is the one that was named; tidegate buffer dead ls lists them")
 	}
 	return rows, err
+}
+
+// oneUplink refuses a sequence that dead letters of several uplinks have: each uplink counts its own.
+func (s selection) oneUplink(queues []*buffer.Queue) error {
+	if s.letters.Seq == "" || s.uplink != "" {
+		return nil
+	}
+	var have []string
+	for _, q := range queues {
+		// Of one that cannot be read nothing is resent or discarded by its sequence.
+		if n, _ := forwarder.CountDead(q, s.letters); n > 0 {
+			uplink, _, _ := metrics.SplitQueue(q.Name())
+			have = append(have, uplink)
+		}
+	}
+	if len(have) > 1 {
+		return fmt.Errorf("dead letters of the uplinks %s have the sequence %s, and none was touched; say which with --uplink",
+			strings.Join(have, ", "), s.letters.Seq)
+	}
+	return nil
 }

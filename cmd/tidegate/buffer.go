@@ -263,11 +263,11 @@ func bufferPurge(args []string, std stdio, synopsis string) int {
 			rows, err = purgeQueues(l, f.sel, func(q *buffer.Queue) (uint64, error) { return forwarder.Purge(context.Background(), l, q) })
 			return err
 		})
+	for _, r := range rows { // also where another failed
+		fmt.Fprintf(std.out, "%s %s: %d records purged\n", r.Uplink, r.Lane, r.Records)
+	}
 	if err != nil {
 		return backlogFailed(std, "purge", c, err)
-	}
-	for _, r := range rows {
-		fmt.Fprintf(std.out, "%s %s: %d records purged\n", r.Uplink, r.Lane, r.Records)
 	}
 	return exitOK
 }

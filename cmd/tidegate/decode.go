@@ -10,11 +10,7 @@ import (
 	"tidegate/message/envelope"
 )
 
-// maxDecodeInput bounds one file of envelopes: it is read as a whole, because where an envelope ends is known only from
-// what is in it.
-const maxDecodeInput = 1 << 30
-
-// cmdDecode writes the messages of batch envelopes as JSON lines.
+// cmdDecode writes the messages of batch envelopes as JSON lines, each batch as soon as it is there.
 func cmdDecode(args []string, std stdio) int {
 	fs := std.flagSet("decode", "[--header] [FILE...]")
 	header := fs.Bool("header", false, "print the first line of each batch as well")
@@ -51,34 +47,27 @@ func decodeFile(w *bufio.Writer, std stdio, name string, header bool) error {
 		defer f.Close()
 		r, called = f, name
 	}
-	data, err := io.ReadAll(io.LimitReader(r, maxDecodeInput+1))
-	switch {
-	case err != nil:
-		return fmt.Errorf("%s: %w", called, err)
-	case len(data) > maxDecodeInput:
-		return fmt.Errorf("%s has more than %d bytes; split it", called, maxDecodeInput)
-	case len(data) == 0:
-		return fmt.Errorf("%s is empty: want the payload of a batch", called)
-	}
-	d := envelope.NewDecoder(0)
-	defer d.Close()
-	for at := 0; at < len(data); {
-		b, rest, err := d.Next(data[at:])
-		if err != nil {
-			if errors.Is(err, envelope.ErrFormat) {
-				err = fmt.Errorf("%w; want the payload of a batch, as a broker hands it out (docs/envelope.md)", err)
-			}
-			return fmt.Errorf("%s at byte %d: %w", called, at, err)
+	e := envelope.NewReader(r, 0)
+	defer e.Close()
+	for n := 0; ; n++ {
+		b, err := e.Next()
+		switch {
+		case errors.Is(err, io.EOF) && n == 0:
+			return fmt.Errorf("%s is empty: want the payload of a batch", called)
+		case errors.Is(err, io.EOF):
+			return nil
+		case errors.Is(err, envelope.ErrFormat):
+			return fmt.Errorf("%s at byte %d: %w; want the payload of a batch, as a broker hands it out (docs/envelope.md)", called, e.Offset(), err)
+		case err != nil:
+			return fmt.Errorf("%s at byte %d: %w", called, e.Offset(), err)
 		}
-		at = len(data) - len(rest)
 		if err := printBatch(w, b, header); err != nil {
 			return err
 		}
 	}
-	return nil
 }
 
-func printBatch(w io.Writer, b *envelope.Batch, header bool) error {
+func printBatch(w *bufio.Writer, b *envelope.Batch, header bool) error {
 	var text []byte
 	if header {
 		text = envelope.AppendHeader(text, b.Gateway, b.Uplink, b.N)
@@ -86,6 +75,8 @@ func printBatch(w io.Writer, b *envelope.Batch, header bool) error {
 	for i := range b.Records {
 		text = b.Records[i].Append(text)
 	}
-	_, err := w.Write(text)
-	return err
+	if _, err := w.Write(text); err != nil {
+		return err
+	}
+	return w.Flush() // the next one may take its time
 }

@@ -2,7 +2,9 @@ package main
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -92,6 +94,58 @@ func TestDecode(t *testing.T) {
 	case !withZstd && (r.code != 69 || r.out != "" || !strings.Contains(r.err, `compress = "gzip"`) || !strings.Contains(r.err, "3.14")):
 		t.Errorf("decode_batch.py of zstd without zstd: %+v", r)
 	}
+}
+
+// Each envelope is printed when it is there and not at the end of the input, packed in any way, with a line feed behind it as
+// mosquitto_sub without -N writes it, or nothing.
+func TestDecodeAsItComes(t *testing.T) {
+	cmd := exec.Command("python3", filepath.Join("..", "..", "scripts", "decode_batch.py"))
+	var printed syncBuffer
+	cmd.Stdout, cmd.Stderr = &printed, &printed
+	stdin, err := cmd.StdinPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	in, out := io.Pipe()
+	b := start(t, in, "decode")
+	want := ""
+	for i, between := range []string{"\n", "", "\r\n", "\n\n", "", "\n"} {
+		for _, c := range []envelope.Compression{envelope.None, envelope.Gzip, envelope.Zstd} {
+			payload, lines := batchOf(t, c, i+1)
+			payload = append(payload, between...)
+			want += lines
+			if _, err := out.Write(payload); err != nil {
+				t.Fatal(err)
+			}
+			eventually(t, "decode to print a batch of "+c.String(), func() bool { return b.out.String() == want })
+			if c == envelope.Zstd { // which this Python may not have
+				continue
+			}
+			if _, err := stdin.Write(payload); err != nil {
+				t.Fatal(err)
+			}
+			eventually(t, "decode_batch.py to print a batch of "+c.String(), func() bool { return strings.HasSuffix(printed.String(), lines) })
+		}
+	}
+	_ = out.Close()
+	b.wait(t).want(t, exitOK, "", "")
+	_ = stdin.Close()
+	if err := cmd.Wait(); err != nil {
+		t.Errorf("decode_batch.py: %v: %s", err, printed.String())
+	}
+
+	// A stream that breaks is told as it is.
+	broken, _ := batchOf(t, envelope.Gzip, 1)
+	in, out = io.Pipe()
+	b = start(t, in, "decode")
+	if _, err := out.Write(broken[:20]); err != nil {
+		t.Fatal(err)
+	}
+	_ = out.CloseWithError(errors.New("the cable broke"))
+	b.wait(t).want(t, exitFailed, "", "standard input at byte 0: the cable broke")
 }
 
 // What is no envelope ends with 1, says where and what it wants, and does not hide what is good.

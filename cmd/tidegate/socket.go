@@ -45,7 +45,7 @@ func (g *gateway) socketHandler() http.Handler {
 		if err == nil {
 			g.log.Warn("records purged on request", "uplink", s.uplink, "lane", s.lane, "dead", s.dead, "purged", rows)
 		}
-		answer(w, rows, err)
+		answerRows(w, rows, err)
 	})
 	mux.HandleFunc("POST "+pathResend, func(w http.ResponseWriter, r *http.Request) {
 		s := selectionOf(r.URL.Query())
@@ -53,7 +53,7 @@ func (g *gateway) socketHandler() http.Handler {
 			return g.forwarder.ResendDead(r.Context(), uplink, s.letters)
 		})
 		g.log.Info("dead letters resent on request", "uplink", s.uplink, "resent", rows, "err", err)
-		answer(w, rows, err)
+		answerRows(w, rows, err)
 	})
 	mux.HandleFunc("POST "+pathDiscard, func(w http.ResponseWriter, r *http.Request) {
 		s := selectionOf(r.URL.Query())
@@ -61,7 +61,7 @@ func (g *gateway) socketHandler() http.Handler {
 			return forwarder.DiscardDead(q, s.letters)
 		})
 		g.log.Warn("dead letters discarded on request", "uplink", s.uplink, "discarded", rows, "err", err)
-		answer(w, rows, err)
+		answerRows(w, rows, err)
 	})
 	mux.HandleFunc("GET "+pathExport, func(w http.ResponseWriter, r *http.Request) {
 		s := selectionOf(r.URL.Query())
@@ -86,6 +86,19 @@ func answer(w http.ResponseWriter, v any, err error) {
 	}
 	w.Header().Set("Content-Type", "application/json")
 	_ = json.NewEncoder(w).Encode(v)
+}
+
+// answerRows writes what was done, uplink by uplink, and behind it what went wrong with one of them.
+func answerRows[T any](w http.ResponseWriter, rows []T, err error) {
+	if len(rows) == 0 {
+		answer(w, rows, err)
+		return
+	}
+	w.Header().Set("Trailer", errorTrailer)
+	answer(w, rows, nil)
+	if err != nil {
+		w.Header().Set(errorTrailer, oneLine(err))
+	}
 }
 
 func oneLine(err error) string { return strings.ReplaceAll(err.Error(), "\n", "; ") }
@@ -116,8 +129,8 @@ type remote struct{ http *http.Client }
 
 func dialGateway(c *config.Config) remote { return remote{admin.Client(c.Gateway.DataDir)} }
 
-// call asks the gateway and reads its answer into v, or copies it to v if that is an io.Writer. The error wraps
-// admin.ErrNoGateway when none runs.
+// call asks the gateway and reads its answer into v, or copies it to v if that is an io.Writer; that much is done also where the
+// answer has an error at its end. The error wraps admin.ErrNoGateway when none runs.
 func (r remote) call(method, path string, query url.Values, v any) error {
 	req, err := http.NewRequest(method, "http://tidegate"+path+"?"+query.Encode(), nil)
 	if err != nil {
@@ -132,19 +145,28 @@ func (r remote) call(method, path string, query url.Values, v any) error {
 		text, _ := io.ReadAll(io.LimitReader(resp.Body, 64<<10))
 		return fmt.Errorf("the gateway answered: %s", strings.TrimSpace(string(text)))
 	}
-	w, ok := v.(io.Writer)
-	if !ok {
-		return json.NewDecoder(resp.Body).Decode(v)
-	}
-	buffered := bufio.NewWriterSize(w, 64<<10)
-	if _, err := io.Copy(buffered, resp.Body); err != nil {
-		return err
-	}
-	if err := buffered.Flush(); err != nil {
+	if err := readAnswer(resp.Body, v); err != nil {
 		return err
 	}
 	if text := resp.Trailer.Get(errorTrailer); text != "" {
 		return fmt.Errorf("the gateway answered: %s", text)
 	}
 	return nil
+}
+
+// readAnswer reads to the end, behind which the trailer is.
+func readAnswer(body io.Reader, v any) error {
+	w, ok := v.(io.Writer)
+	if !ok {
+		if err := json.NewDecoder(body).Decode(v); err != nil {
+			return err
+		}
+		_, err := io.Copy(io.Discard, body)
+		return err
+	}
+	buffered := bufio.NewWriterSize(w, 64<<10)
+	if _, err := io.Copy(buffered, body); err != nil {
+		return err
+	}
+	return buffered.Flush()
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
@@ -14,14 +13,12 @@ import (
 	"os"
 	"slices"
 	"strings"
-	"sync"
 	"text/tabwriter"
 	"time"
 
 	"tidegate/config"
 	"tidegate/forwarder/uplink/simple"
 	"tidegate/message"
-	"tidegate/message/envelope"
 )
 
 // gapsFilter selects the reports of sequences that will never come.
@@ -44,8 +41,9 @@ type verifyFlags struct {
 }
 
 // cmdVerify is a consumer on the cloud side that says what of the gateways' messages is missing, came twice or out of order.
-// It ends with 0 when nothing is missing or out of order beyond what the gateways announced, with 1 when something is, the
-// connection was lost, or fewer than --count messages came; with 69 when the broker cannot be reached.
+// It ends with 0 when nothing is missing or out of order beyond what the gateways announced; with 1 when something is, or is not
+// known, something could not be read, the connection was lost, or fewer than --count messages came; with 69 when the broker cannot be
+// reached.
 func cmdVerify(args []string, std stdio) int {
 	var f verifyFlags
 	fs := std.flagSet("verify", "--server URL --filter FILTER [--filter FILTER]… [--for DURATION] [--count N] [--json] [--unordered] "+
@@ -67,12 +65,14 @@ func (f *verifyFlags) register(fs *flag.FlagSet) {
 	fs.Var(&f.filters, "filter", "topic `filter`; may be repeated. All that an uplink sends must be in it, or it is missing")
 	fs.Func("for", "end after this `duration`, such as 10m; default: when interrupted", func(s string) error {
 		d, err := config.ParseDuration(s)
-		f.length = d.D()
+		if f.length = d.D(); err == nil && f.length <= 0 {
+			err = errors.New("want more than nothing")
+		}
 		return err
 	})
 	fs.Uint64Var(&f.count, "count", 0, "end after `N` different messages; 0: never")
 	fs.BoolVar(&f.asJSON, "json", false, "as JSON")
-	fs.BoolVar(&f.unordered, "unordered", false, "messages may overtake each other")
+	fs.BoolVar(&f.unordered, "unordered", false, "messages may overtake each other, as with live_first")
 	fs.StringVar(&f.user, "u", "", "user `name`")
 	fs.StringVar(&f.password, "P", "", "`password`")
 	fs.StringVar(&f.client, "i", "", "client `identifier`; a random one when not given")
@@ -149,7 +149,7 @@ func (f *verifyFlags) reach() error {
 func verify(std stdio, f verifyFlags) int {
 	ctx, stop := interruptible()
 	defer stop()
-	w := newWatcher(f.count)
+	w := newWatcher(f.count, f.unordered)
 	c, err := f.dial(ctx, w.see)
 	if err != nil {
 		var refused *simple.RefusedError
@@ -172,11 +172,16 @@ func verify(std stdio, f verifyFlags) int {
 	code := exitOK
 	select {
 	case <-ctx.Done():
-	case <-w.full:
-	case <-timeout:
-		if f.count > 0 {
-			code = std.fail(exitFailed, "verify: fewer than %d different messages came within %v", f.count, f.length)
+		if n, full := w.count(); f.count > 0 && !full {
+			code = std.fail(exitFailed, "verify: interrupted when %d of %d different messages had come", n, f.count)
 		}
+	case <-w.full:
+		w.settle(ctx, c.Lost())
+	case <-timeout:
+		if n, full := w.count(); f.count > 0 && !full {
+			code = std.fail(exitFailed, "verify: %d of %d different messages came within %v", n, f.count, f.length)
+		}
+		w.settle(ctx, c.Lost())
 	case <-c.Lost():
 		code = std.fail(exitFailed, "verify: broker %s: the connection was lost; what came meanwhile is not known", f.broker)
 	}
@@ -201,106 +206,6 @@ func (f *verifyFlags) dial(ctx context.Context, see func(message.Message)) (*sim
 	})
 }
 
-// watcher puts what comes into the account.
-type watcher struct {
-	want uint64        // different messages; 0: no end
-	full chan struct{} // closed when they have come
-
-	mu      sync.Mutex
-	account *account
-	decoder *envelope.Decoder
-	seen    uint64 // different messages
-}
-
-func newWatcher(want uint64) *watcher {
-	return &watcher{want: want, full: make(chan struct{}), account: newAccount(), decoder: envelope.NewDecoder(0)}
-}
-
-// see takes one PUBLISH. What the broker had kept as a retained message is old news: it was sent at any time before.
-func (w *watcher) see(m message.Message) {
-	if m.Retain {
-		return
-	}
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	up, seq, source := identityOf(m)
-	switch {
-	case seq != "":
-		gateway, uplink, _ := strings.Cut(up, "/")
-		w.record(gateway, uplink, seq, source, m.Topic)
-	case message.Match(gapsFilter, m.Topic):
-		w.gap(m)
-	case envelope.IsContentType(m.ContentType) || m.ContentType == "" && looksLikeBatch(m.Payload):
-		w.batch(m)
-	case !strings.HasPrefix(m.Topic, "tidegate/"): // a gateway's status has no sequence
-		w.account.messages++
-		w.account.unidentified++
-	}
-}
-
-// identityOf returns the user properties of a single message. Devices cannot forge them.
-func identityOf(m message.Message) (up, seq, source string) {
-	for _, p := range m.Properties {
-		switch p.Key {
-		case "tg-up":
-			up = p.Value
-		case "tg-seq":
-			seq = p.Value
-		case "tg-src":
-			source = p.Value
-		}
-	}
-	return up, seq, source
-}
-
-func looksLikeBatch(payload []byte) bool {
-	_, ok := envelope.Detect(payload)
-	return ok
-}
-
-func (w *watcher) record(gateway, uplink, seq, source, topic string) {
-	if !w.account.record(gateway, uplink, seq, source, topic) {
-		return
-	}
-	if w.seen++; w.seen == w.want {
-		close(w.full)
-	}
-}
-
-func (w *watcher) batch(m message.Message) {
-	b, err := w.decoder.Decode(m.Payload)
-	if err != nil {
-		if m.ContentType != "" {
-			w.account.unreadable++
-		} else { // it only begins like a batch
-			w.account.messages++
-			w.account.unidentified++
-		}
-		return
-	}
-	w.account.batches++
-	for i := range b.Records {
-		r := &b.Records[i]
-		w.record(b.Gateway, b.Uplink, r.Seq, r.Source, r.Topic)
-	}
-}
-
-// gap takes a report on tidegate/{gateway}/uplink/{name}/gaps.
-func (w *watcher) gap(m message.Message) {
-	var report struct {
-		Epoch, Lane string
-		Ranges      [][2]uint64
-	}
-	if err := json.Unmarshal(m.Payload, &report); err != nil || report.Epoch == "" || report.Lane == "" {
-		w.account.unreadable++
-		return
-	}
-	levels := strings.Split(m.Topic, "/")
-	for _, r := range report.Ranges {
-		w.account.announce(laneKey{levels[1], levels[3], report.Epoch, report.Lane}, r[0], r[1])
-	}
-}
-
 // finish prints the report and returns the exit code.
 func (w *watcher) finish(std stdio, f verifyFlags) int {
 	w.mu.Lock()
@@ -313,11 +218,20 @@ func (w *watcher) finish(std stdio, f verifyFlags) int {
 	} else {
 		printAccount(std.out, r)
 	}
+	if r.Earlier > 0 {
+		fmt.Fprintf(std.err, "tidegate: %d sequences did not come that may have come before this watch began\n", r.Earlier)
+	}
 	switch {
 	case r.Missing > 0:
 		return std.fail(exitFailed, "verify: %d messages are missing that no gateway announced as lost", r.Missing)
 	case r.Reordered > 0 && !f.unordered:
-		return std.fail(exitFailed, "verify: %d messages came behind later ones of the same device and topic", r.Reordered)
+		return std.fail(exitFailed, "verify: %d messages came behind later ones of the same device and topic; with live_first that is as it should be: say --unordered", r.Reordered)
+	case r.Unreadable > 0:
+		return std.fail(exitFailed, "verify: %d batches or gap reports cannot be read; what was in them is not known", r.Unreadable)
+	case r.Unsure > 0:
+		return std.fail(exitFailed, "verify: %d messages did not come, and there were more gaps than verify remembers: whether they were announced is not known; watch for a shorter time", r.Unsure)
+	case r.Beyond > 0:
+		return std.fail(exitFailed, "verify: there are more than %d lanes and epochs; %d messages of others were not looked at; use narrower filters", maxLanes, r.Beyond)
 	case r.Received == 0:
 		fmt.Fprintln(std.err, "tidegate: no message with an identity came, so nothing was verified")
 	}
@@ -347,4 +261,7 @@ func printAccount(w io.Writer, r accountReport) {
 	}
 	fmt.Fprintf(w, "%d messages, %d batches: %d different, %d missing, %d announced, %d again, %d out of order, %d without identity, %d unreadable\n",
 		r.Messages, r.Batches, r.Received, r.Missing, r.Announced, r.Duplicates, r.Reordered, r.Unidentified, r.Unreadable)
+	if r.Earlier > 0 || r.Unsure > 0 || r.Beyond > 0 {
+		fmt.Fprintf(w, "%d that may have come earlier, %d not sure, %d beyond what is watched\n", r.Earlier, r.Unsure, r.Beyond)
+	}
 }

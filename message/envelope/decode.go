@@ -1,9 +1,9 @@
 package envelope
 
 import (
+	"bufio"
 	"bytes"
 	"compress/gzip"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -11,15 +11,23 @@ import (
 	"github.com/klauspost/compress/zstd"
 )
 
-// DefaultMaxBytes is how much an envelope may unpack to where nobody says otherwise: far more than the 128 KiB of lines that
-// a gateway puts into one, which only a single large message can exceed.
-const DefaultMaxBytes = 16 << 20
+// DefaultMaxBytes is how much an envelope may unpack to where nobody says otherwise. It takes every message that a gateway can have in
+// its buffer, of 16 MiB at most: its payload grows to the double at most (see AppendOpen), and what stands beside it has a MiB.
+const DefaultMaxBytes = 33 << 20
+
+// recordCost is what a message counts at least against the limit: lines can be shorter than what is made of them.
+const recordCost = 512
+
+// blank is what may stand around a line.
+const blank = " \t\r\n"
 
 // Decoder takes envelopes apart, one after the other. It is not for use from several goroutines. Close frees what it holds.
 type Decoder struct {
-	max  int64
-	zstd *zstd.Decoder
-	gzip *gzip.Reader
+	max    int64
+	zstd   *zstd.Decoder
+	gzip   *gzip.Reader
+	in     *bufio.Reader
+	packed []byte
 }
 
 // NewDecoder makes a decoder of envelopes that unpack to maxBytes at most; 0 means DefaultMaxBytes.
@@ -27,7 +35,7 @@ func NewDecoder(maxBytes int64) *Decoder {
 	if maxBytes <= 0 {
 		maxBytes = DefaultMaxBytes
 	}
-	return &Decoder{max: maxBytes}
+	return &Decoder{max: maxBytes, in: bufio.NewReader(nil)}
 }
 
 // Open takes one envelope apart. It is NewDecoder and Decode for who has few.
@@ -43,6 +51,7 @@ func (d *Decoder) Close() {
 		d.zstd.Close()
 		d.zstd = nil
 	}
+	d.packed = nil
 }
 
 // Detect tells by its first bytes how an envelope is packed, and whether it is one at all. A plain one begins with the `{`
@@ -63,142 +72,178 @@ func Detect(payload []byte) (Compression, bool) {
 // ErrTooLarge.
 func (d *Decoder) Decode(payload []byte) (*Batch, error) {
 	b, rest, err := d.Next(payload)
-	if err == nil && len(bytes.TrimSpace(rest)) > 0 {
+	if err == nil && len(bytes.Trim(rest, blank)) > 0 {
 		return nil, fmt.Errorf("envelope: %d bytes behind the batch: %w", len(rest), ErrFormat)
 	}
 	return b, err
 }
 
 // Next takes the first one apart of envelopes that stand one behind the other, packed in any way, as a file has them that
-// payloads were appended to. It returns what is behind it.
+// payloads were appended to; there may be line feeds between them. It returns what is behind it.
 func (d *Decoder) Next(data []byte) (*Batch, []byte, error) {
-	c, ok := Detect(data)
-	if !ok {
-		return nil, data, fmt.Errorf("envelope: %d bytes that begin like no batch: %w", len(data), ErrFormat)
-	}
-	text, rest, err := data, []byte(nil), error(nil)
-	switch c {
-	case Zstd:
-		text, rest, err = d.nextZstd(data)
-	case Gzip:
-		text, rest, err = d.nextGzip(data)
-	}
+	data = bytes.TrimLeft(data, "\r\n")
+	src := bytes.NewReader(data)
+	d.in.Reset(src)
+	b, err := d.next(d.in)
+	rest := data[len(data)-d.in.Buffered()-src.Len():]
+	d.in.Reset(nil)
 	if err != nil {
-		return nil, data, fmt.Errorf("envelope: unpack %d bytes of %s: %w", len(data), c, err)
-	}
-	b, behind, err := d.read(text)
-	switch {
-	case err != nil:
 		return nil, data, fmt.Errorf("envelope: %w", err)
-	case c == None:
-		rest = behind
-	case len(bytes.TrimSpace(behind)) > 0:
-		return nil, data, fmt.Errorf("envelope: %d bytes behind the last message: %w", len(behind), ErrFormat)
 	}
-	b.Compression = c
-	return b, rest, nil
+	return b, bytes.TrimLeft(rest, "\r\n"), nil
 }
 
-// nextGzip unpacks one member.
-func (d *Decoder) nextGzip(data []byte) (text, rest []byte, err error) {
-	r := bytes.NewReader(data) // it reads single bytes, so the end of the member is exact
+// next takes one envelope off a reader, and not a byte more.
+func (d *Decoder) next(r *bufio.Reader) (*Batch, error) {
+	begin, _ := r.Peek(5) // what is wrong with the reader shows when more is read
+	c, ok := Detect(begin)
+	if !ok {
+		return nil, fmt.Errorf("it begins like no batch: %w", ErrFormat)
+	}
+	if c == None {
+		read := 0
+		b, err := d.records(func() ([]byte, error) {
+			l, n, err := plainLine(r, d.max-int64(read))
+			read += n
+			return l, err
+		})
+		return b, err
+	}
+	text, err := d.unpack(c, r)
+	if err != nil {
+		return nil, fmt.Errorf("unpack %s: %w", c, err)
+	}
+	b, err := d.records(func() (l []byte, err error) {
+		l, text = nextLine(text)
+		return l, nil
+	})
+	if err == nil && len(bytes.Trim(text, blank)) > 0 {
+		return nil, fmt.Errorf("%d bytes behind the last message: %w", len(text), ErrFormat)
+	}
+	if err == nil {
+		b.Compression = c
+	}
+	return b, err
+}
+
+func (d *Decoder) unpack(c Compression, r *bufio.Reader) ([]byte, error) {
+	if c == Zstd {
+		return d.unpackZstd(r)
+	}
+	return d.unpackGzip(r)
+}
+
+// unpackGzip unpacks one member.
+func (d *Decoder) unpackGzip(r *bufio.Reader) ([]byte, error) {
+	if head, _ := r.Peek(4); len(head) == 4 && head[3]&0xe0 != 0 {
+		return nil, fmt.Errorf("%w: reserved flags", ErrFormat) // RFC 1952, 2.3.1.2
+	}
 	if d.gzip == nil {
 		d.gzip = new(gzip.Reader)
 	}
-	if err := d.gzip.Reset(r); err != nil {
-		return nil, nil, fmt.Errorf("%w: %w", ErrFormat, err)
+	if err := d.gzip.Reset(r); err != nil { // a bufio.Reader gives single bytes, so the end of the member is exact
+		return nil, malformed(err)
 	}
 	d.gzip.Multistream(false)
-	text, err = io.ReadAll(io.LimitReader(d.gzip, d.max+1))
+	text, err := io.ReadAll(io.LimitReader(d.gzip, d.max+1))
 	switch {
 	case int64(len(text)) > d.max:
-		return nil, nil, ErrTooLarge
+		return nil, ErrTooLarge
 	case err != nil:
-		return nil, nil, fmt.Errorf("%w: %w", ErrFormat, err)
+		return nil, malformed(err)
 	}
-	return text, data[len(data)-r.Len():], nil
+	return text, nil
 }
 
-// nextZstd unpacks one frame.
-func (d *Decoder) nextZstd(data []byte) (text, rest []byte, err error) {
-	n, err := zstdFrameLen(data)
-	if err != nil {
-		return nil, nil, fmt.Errorf("%w: %w", ErrFormat, err)
+// unpackZstd unpacks one frame.
+func (d *Decoder) unpackZstd(r *bufio.Reader) (text []byte, err error) {
+	if d.packed, err = readZstdFrame(r, d.packed[:0], d.max); err != nil {
+		return nil, err
 	}
 	if d.zstd == nil {
 		d.zstd, err = zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true),
 			zstd.WithDecoderMaxMemory(uint64(d.max)), zstd.WithDecoderMaxWindow(uint64(max(d.max, 1<<20))))
 		if err != nil {
-			return nil, nil, fmt.Errorf("make a zstd decoder: %w", err)
+			return nil, fmt.Errorf("make a zstd decoder: %w", err)
 		}
 	}
-	text, err = d.zstd.DecodeAll(data[:n], nil)
+	text, err = d.zstd.DecodeAll(d.packed, nil)
+	if cap(d.packed) > 1<<20 {
+		d.packed = nil
+	}
 	switch {
 	case errors.Is(err, zstd.ErrDecoderSizeExceeded), errors.Is(err, zstd.ErrWindowSizeExceeded), int64(len(text)) > d.max:
-		return nil, nil, ErrTooLarge
+		return nil, ErrTooLarge
 	case err != nil:
-		return nil, nil, fmt.Errorf("%w: %w", ErrFormat, err)
+		return nil, malformed(err)
 	}
-	return text, data[n:], nil
+	return text, nil
 }
 
-// recordCost is what a message counts at least against the limit: lines can be shorter than what is made of them.
-const recordCost = 512
+func malformed(err error) error { return fmt.Errorf("%w: %w", ErrFormat, err) }
 
-// read reads the lines of one batch and returns what is behind them.
-func (d *Decoder) read(text []byte) (*Batch, []byte, error) {
-	whole := len(text)
-	l, text := nextLine(text)
+// records reads the lines of one batch; next returns nil where there are no more.
+func (d *Decoder) records(next func() ([]byte, error)) (*Batch, error) {
+	l, err := next()
+	if err != nil {
+		return nil, err
+	}
 	h, err := readHeader(l)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	if int64(h.N) > d.max/recordCost {
-		return nil, nil, fmt.Errorf("%d messages: %w", h.N, ErrTooLarge)
+		return nil, fmt.Errorf("%d messages: %w", h.N, ErrTooLarge)
 	}
 	b := &Batch{Header: h}
 	for len(b.Records) < h.N {
-		if l, text = nextLine(text); l == nil {
-			return nil, nil, fmt.Errorf("%d of %d messages: %w", len(b.Records), h.N, ErrFormat)
-		}
-		if int64(whole-len(text)) > d.max {
-			return nil, nil, ErrTooLarge
+		l, err := next()
+		switch {
+		case err != nil:
+			return nil, err
+		case l == nil:
+			return nil, fmt.Errorf("%d of %d messages: %w", len(b.Records), h.N, ErrFormat)
 		}
 		var r Record
-		if err := json.Unmarshal(l, &r); err != nil {
-			return nil, nil, fmt.Errorf("message %d of %d: %w: %w", len(b.Records)+1, h.N, ErrFormat, err)
+		if err := r.UnmarshalJSON(l); err != nil {
+			return nil, fmt.Errorf("message %d of %d: %w", len(b.Records)+1, h.N, malformed(err))
 		}
 		b.Records = append(b.Records, r)
 	}
-	for len(text) > 0 && (text[0] == '\n' || text[0] == '\r') {
-		text = text[1:]
-	}
-	return b, text, nil
+	return b, nil
 }
 
 // nextLine cuts the first line with anything in it off text; nil: there is none.
 func nextLine(text []byte) (l, rest []byte) {
 	for len(text) > 0 {
 		l, text, _ = bytes.Cut(text, []byte{'\n'})
-		if l = bytes.TrimSpace(l); len(l) > 0 {
+		if l = bytes.Trim(l, blank); len(l) > 0 {
 			return l, text
 		}
 	}
 	return nil, nil
 }
 
-// readHeader reads a first line. A message of its own may begin like one, as values of OPC UA do ({"v":1,…): what has no
-// gateway and no messages is no batch.
-func readHeader(l []byte) (Header, error) {
-	var h Header
-	if err := json.Unmarshal(l, &h); err != nil {
-		return h, fmt.Errorf("header: %w: %w", ErrFormat, err)
+// plainLine reads the first line with anything in it, in n bytes of at most limit; nil: there is none.
+func plainLine(r *bufio.Reader, limit int64) (l []byte, n int, err error) {
+	for {
+		part, err := r.ReadSlice('\n')
+		n += len(part)
+		l = append(l, part...)
+		switch {
+		case int64(n) > limit:
+			return nil, n, ErrTooLarge
+		case errors.Is(err, bufio.ErrBufferFull):
+			continue
+		case err != nil && !errors.Is(err, io.EOF):
+			return nil, n, err
+		}
+		l = bytes.Trim(l, blank)
+		switch {
+		case len(l) > 0:
+			return l, n, nil
+		case err != nil:
+			return nil, n, nil
+		}
 	}
-	switch {
-	case h.Gateway == "" || h.N < 1 || h.V < 1:
-		return h, fmt.Errorf("header: v %d, gw %q, n %d: %w", h.V, h.Gateway, h.N, ErrFormat)
-	case h.V != Version:
-		return h, fmt.Errorf("header: version %d, known is %d: %w", h.V, Version, ErrVersion)
-	}
-	return h, nil
 }

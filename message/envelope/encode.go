@@ -27,8 +27,9 @@ func NewEncoder(c Compression) (*Encoder, error) {
 		e.gzip = gzip.NewWriter(&e.out)
 	case Zstd:
 		var err error
-		// The fastest level packs lines of one kind as well as the next one, at less cost.
-		e.zstd, err = zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1), zstd.WithEncoderLevel(zstd.SpeedFastest),
+		// The fastest level packs lines of one kind as well as the next one, at less cost. It would leave base64 as it is, in which it
+		// finds no repetitions, but for the literals.
+		e.zstd, err = zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1), zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithAllLitEntropyCompression(true),
 			zstd.WithWindowSize(encoderWindow), zstd.WithLowerEncoderMem(true))
 		if err != nil {
 			return nil, fmt.Errorf("envelope: make a zstd encoder: %w", err)

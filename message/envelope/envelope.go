@@ -3,7 +3,7 @@
 // A batch is text, one JSON object a line, compressed or not. The first line is the Header; every other line is a Record,
 // which is also what `tidegate buffer export` and `tidegate decode` print. docs/envelope.md describes the format.
 //
-// A program on the cloud side needs Open, or a Decoder where batches come in numbers:
+// A program on the cloud side needs Open, a Decoder where batches come in numbers, or a Reader where they come in a stream:
 //
 //	batch, err := envelope.Open(payload)
 //	for _, r := range batch.Records { … r.Topic, r.Payload … }
@@ -12,7 +12,7 @@
 //
 // Limits: a decoder holds a whole batch in memory. How much an envelope may unpack to is bounded, by DefaultMaxBytes unless
 // the Decoder says otherwise, so that a few kilobytes cannot fill the memory. Lines that a later version adds fields to are
-// read; fields that are not known are left out.
+// read; fields that are not known are left out. What is known is read strictly (fields.go).
 package envelope
 
 import (

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -47,6 +48,30 @@ func pack(t testing.TB, c Compression, records ...Record) []byte {
 		t.Fatal(err)
 	}
 	return b
+}
+
+// line is the JSON of a Record, as a program with a common decoder reads it.
+type line struct {
+	Seq      string    `json:"seq"`
+	ID       string    `json:"id"`
+	Source   string    `json:"source"`
+	Topic    string    `json:"topic"`
+	Received time.Time `json:"received"`
+	QoS      uint8     `json:"qos"`
+	Retain   bool      `json:"retain,omitempty"`
+	Payload  string    `json:"payload"`
+	Encoding string    `json:"encoding"` // utf8 or base64
+
+	ContentType     string      `json:"content_type,omitempty"`
+	ResponseTopic   string      `json:"response_topic,omitempty"`
+	CorrelationData *string     `json:"correlation_data,omitempty"` // base64
+	PayloadUTF8     bool        `json:"payload_utf8,omitempty"`
+	Properties      [][2]string `json:"user_properties,omitempty"` // order and repetition are kept
+	SourceTime      *time.Time  `json:"source_time,omitempty"`
+	Reason          string      `json:"reason,omitempty"`
+	Uplink          string      `json:"uplink,omitempty"`
+	Route           string      `json:"route,omitempty"`
+	Expiry          uint32      `json:"expiry,omitempty"`
 }
 
 // TestLineIsTheJSONOfItsFields holds what Append writes and what UnmarshalJSON reads together, field by field.
@@ -215,12 +240,70 @@ func TestRefused(t *testing.T) {
 	}
 }
 
+// TestLargeMessages: what a gateway can have in its buffer, every decoder takes, whatever is in it: a payload grows to the double at
+// most, and making the line costs little more memory than the line.
+func TestLargeMessages(t *testing.T) {
+	const (
+		largest = 16 << 20 // a record in the buffer
+		most    = 1 << 20  // what is tried
+	)
+	if n, _ := quotedLen(bytes.Repeat([]byte{'"'}, largest)); n+1<<20 > DefaultMaxBytes {
+		t.Errorf("the largest message may become %d bytes, and a decoder takes %d", n, DefaultMaxBytes)
+	}
+	d := NewDecoder(0)
+	defer d.Close()
+	for name, c := range map[string]struct {
+		unit   string
+		base64 bool
+		grows  float64
+		how    Compression
+	}{
+		"zeros":              {"\x00", true, 1.34, Zstd},
+		"control characters": {"\x01\x7f\x02", true, 1.34, None},
+		"no text":            {"\xff\x00\x01", true, 1.34, Gzip},
+		"quotation marks":    {`"`, false, 2, Zstd},
+		"JSON":               {`{"v":1,"q":"Good"}` + "\n", false, 1.6, None},
+		"text":               {"déjà vu 21.5 °C", false, 1, Gzip},
+	} {
+		payload := bytes.Repeat([]byte(c.unit), most/len(c.unit))
+		r := Record{Seq: "e-normal-1", Topic: "a", Payload: payload}
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		line := r.Append(nil)
+		runtime.ReadMemStats(&after)
+		if got := float64(len(line)) / float64(len(payload)); got > c.grows+0.01 {
+			t.Errorf("%s: grows to %.2f", name, got)
+		}
+		if used := after.TotalAlloc - before.TotalAlloc; used > uint64(len(line))*5/2 { // growing by and by would take more
+			t.Errorf("%s: %d bytes allocated for a line of %d", name, used, len(line))
+		}
+		if bytes.HasSuffix(line, []byte(`"encoding":"base64"}`+"\n")) != c.base64 {
+			t.Errorf("%s: base64 should be %t", name, c.base64)
+		}
+		if b, err := d.Decode(pack(t, c.how, r)); err != nil || !bytes.Equal(b.Records[0].Payload, payload) {
+			t.Errorf("%s, %s: %v", name, c.how, err)
+		}
+	}
+}
+
+// TestWhatIsText: a payload stands as text where that is legible and not twice as long.
+func TestWhatIsText(t *testing.T) {
+	for payload, base64 := range map[string]bool{
+		"": false, "\x00": true, "a\x00": true, "abcd\x00": false, "abcde\x00\x00": true, "\n\t\r\"\\": false, "21.5\n": false, "\x1b[31mred\x1b[0m": false, "\xff": true, "é": false, "a\xed\xa0\x80": true,
+	} {
+		r := Record{Payload: []byte(payload)}
+		if got := bytes.Contains(r.Append(nil), []byte(`"encoding":"base64"`)); got != base64 {
+			t.Errorf("%q as base64: %t", payload, got)
+		}
+	}
+}
+
 // TestBomb: a few bytes cannot fill the memory.
 func TestBomb(t *testing.T) {
 	const limit = 1 << 20
 	d := NewDecoder(limit)
 	defer d.Close()
-	big := Record{Seq: "e-normal-1", Topic: "a", Payload: bytes.Repeat([]byte("a"), 64<<20)}
+	big := Record{Seq: "e-normal-1", Topic: "a", Payload: bytes.Repeat([]byte("a"), 16<<20)}
 	for _, c := range []Compression{Gzip, Zstd, None} {
 		b := pack(t, c, big)
 		if c != None && len(b) > 200<<10 {

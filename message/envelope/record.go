@@ -2,8 +2,7 @@ package envelope
 
 import (
 	"encoding/base64"
-	"encoding/json"
-	"fmt"
+	"slices"
 	"strconv"
 	"time"
 	"unicode/utf8"
@@ -48,30 +47,6 @@ func Of(m *message.Message, seq string) Record {
 	}
 }
 
-// line is the JSON of a Record. Append writes it without reflection; a test holds the two together.
-type line struct {
-	Seq      string    `json:"seq"`
-	ID       string    `json:"id"`
-	Source   string    `json:"source"`
-	Topic    string    `json:"topic"`
-	Received time.Time `json:"received"`
-	QoS      uint8     `json:"qos"`
-	Retain   bool      `json:"retain,omitempty"`
-	Payload  string    `json:"payload"`
-	Encoding string    `json:"encoding"` // utf8 or base64
-
-	ContentType     string      `json:"content_type,omitempty"`
-	ResponseTopic   string      `json:"response_topic,omitempty"`
-	CorrelationData *string     `json:"correlation_data,omitempty"` // base64
-	PayloadUTF8     bool        `json:"payload_utf8,omitempty"`
-	Properties      [][2]string `json:"user_properties,omitempty"` // order and repetition are kept
-	SourceTime      *time.Time  `json:"source_time,omitempty"`
-	Reason          string      `json:"reason,omitempty"`
-	Uplink          string      `json:"uplink,omitempty"`
-	Route           string      `json:"route,omitempty"`
-	Expiry          uint32      `json:"expiry,omitempty"`
-}
-
 // Append appends the line of r to b, with its line feed.
 func (r *Record) Append(b []byte) []byte { return Finish(r.AppendOpen(b), r.Expiry) }
 
@@ -88,15 +63,31 @@ func (r *Record) AppendOpen(b []byte) []byte {
 	if r.Retain {
 		b = append(b, `,"retain":true`...)
 	}
-	if utf8.Valid(r.Payload) {
-		b = appendField(b, `,"payload":`, r.Payload)
+	if n, ok := quotedLen(r.Payload); ok {
+		b = appendField(slices.Grow(b, n+64), `,"payload":`, r.Payload)
 		b = append(b, `,"encoding":"utf8"`...)
 	} else {
-		b = append(b, `,"payload":"`...)
+		b = append(slices.Grow(b, base64.StdEncoding.EncodedLen(len(r.Payload))+64), `,"payload":"`...)
 		b = base64.StdEncoding.AppendEncode(b, r.Payload)
 		b = append(b, `","encoding":"base64"`...)
 	}
 	return r.appendRest(b)
+}
+
+// quotedLen is how long a payload is as a JSON string; ok says whether it is to be one. It is not if it is no UTF-8, or if its control
+// characters, of which each takes six bytes, would more than double it: that is no text either, and base64 is shorter.
+func quotedLen(p []byte) (n int, ok bool) {
+	for _, c := range p {
+		switch {
+		case c == '"', c == '\\', c == '\n', c == '\r', c == '\t':
+			n += 2
+		case c < ' ':
+			n += 6
+		default:
+			n++
+		}
+	}
+	return n, n <= 2*len(p) && utf8.Valid(p)
 }
 
 // appendRest appends the fields that most messages do not have.
@@ -141,42 +132,6 @@ func Finish(b []byte, expiry uint32) []byte {
 func (r Record) MarshalJSON() ([]byte, error) {
 	b := r.Append(nil)
 	return b[:len(b)-1], nil
-}
-
-// UnmarshalJSON reads a line.
-func (r *Record) UnmarshalJSON(b []byte) error {
-	var l line
-	if err := json.Unmarshal(b, &l); err != nil {
-		return err
-	}
-	*r = Record{
-		Seq: l.Seq, ID: l.ID, Source: l.Source, Topic: l.Topic, Received: l.Received, QoS: message.QoS(l.QoS), Retain: l.Retain,
-		ContentType: l.ContentType, ResponseTopic: l.ResponseTopic, PayloadUTF8: l.PayloadUTF8, Expiry: l.Expiry,
-		Reason: l.Reason, Uplink: l.Uplink, Route: l.Route,
-	}
-	var err error
-	switch l.Encoding {
-	case "utf8":
-		r.Payload = []byte(l.Payload)
-	case "base64":
-		if r.Payload, err = base64.StdEncoding.DecodeString(l.Payload); err != nil {
-			return fmt.Errorf("payload: %w", err)
-		}
-	default:
-		return fmt.Errorf("encoding %q: want utf8 or base64", l.Encoding)
-	}
-	if l.CorrelationData != nil {
-		if r.CorrelationData, err = base64.StdEncoding.DecodeString(*l.CorrelationData); err != nil {
-			return fmt.Errorf("correlation_data: %w", err)
-		}
-	}
-	for _, p := range l.Properties {
-		r.Properties = append(r.Properties, message.Property{Key: p[0], Value: p[1]})
-	}
-	if l.SourceTime != nil {
-		r.SourceTime = *l.SourceTime
-	}
-	return nil
 }
 
 func appendOptional(b []byte, name, value string) []byte {
