@@ -3,10 +3,13 @@ package uplink
 import (
 	"bufio"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"math/rand/v2"
 	"time"
+	"unicode/utf8"
 
 	"github.com/mochi-mqtt/server/v2/packets"
 )
@@ -106,24 +109,37 @@ func (c *Client) look(ctx context.Context, sv server) error {
 	}
 	_, err = connect(ctx, &c.settings, nc, bufio.NewReader(nc), hello{server: sv, login: who, probe: true})
 	if err != nil {
-		return proves(err)
+		return c.proves(err)
 	}
 	_, _ = nc.Write([]byte{packets.Disconnect << 4, 0}) // it is closed anyway
 	return nil
 }
 
-// proves forgives the refusals that are about the identifier of the question and not about the server: rules may admit no
-// other than the configured one.
-func proves(err error) error {
+// proves forgives the refusal that is about the identifier of the question and not about the server: rules may admit no other
+// than the configured one. A refused login is not forgiven, as the uplink has the same one.
+func (c *Client) proves(err error) error {
 	var r *refusal
 	if !errors.As(err, &r) {
 		return err
 	}
 	switch {
-	case r.version == version311 && (r.code == 2 || r.code == 5):
+	case r.version == version311 && r.code == 2, r.version == version5 && r.code == 0x85:
 		return nil
-	case r.version == version5 && (r.code == 0x85 || r.code == codeNotAuthorized):
-		return nil
+	case r.version == version311 && r.code == 5, r.version == version5 && r.code == codeNotAuthorized:
+		return fmt.Errorf("%w; the question came from client identifier %q, which its rules have to let in too", err, probeID(c.settings.clientID))
 	}
 	return err
+}
+
+// probeID is the client identifier that asks whether a server is back. It is the same every time, so that rules can let it in, differs
+// from what anybody would choose, so that no other client is thrown off, and is no longer than the configured one or than the
+// 23 bytes that every server takes [MQTT-3.1.3-5].
+func probeID(clientID string) string {
+	sum := sha256.Sum256([]byte(clientID))
+	tail := "-probe-" + hex.EncodeToString(sum[:3])
+	keep := min(len(clientID), max(len(clientID), 23)-len(tail))
+	for keep < len(clientID) && !utf8.RuneStart(clientID[keep]) {
+		keep-- // not in the middle of a character
+	}
+	return clientID[:keep] + tail
 }

@@ -3,12 +3,15 @@ package uplink
 import (
 	"context"
 	"errors"
+	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
+	"unicode/utf8"
 
 	"tidegate/config"
 	"tidegate/internal/testpeer"
@@ -220,7 +223,7 @@ func TestReturnLosesAndRepeatsNothing(t *testing.T) {
 			if c.Client == "gw-cloud" {
 				break
 			}
-			if probes++; c.Client != "gw-cloud-probe" || !c.Clean || c.WillTopic != "" || c.SessionExpiry != 0 {
+			if probes++; c.Client != probeID("gw-cloud") || !c.Clean || c.WillTopic != "" || c.SessionExpiry != 0 {
 				t.Errorf("asked with %+v", c)
 			}
 		}
@@ -244,10 +247,11 @@ func TestServerThatRefusesIsNotBack(t *testing.T) {
 		{"5", 0x86, false},   // bad user name or password
 		{"5", 0x97, false},   // quota
 		{"5", 0x85, true},    // this identifier is not admitted
-		{"5", 0x87, true},    // likewise, by a rule
+		{"5", 0x87, false},   // not authorized: so may the uplink be
 		{"3.1.1", 3, false},  // server unavailable
 		{"3.1.1", 2, true},   // identifier rejected
 		{"3.1.1", 4, false},  // bad user name or password
+		{"3.1.1", 5, false},  // not authorized
 		{"5", 0, true},       // welcome
 		{"3.1.1", 0, true},   // welcome
 		{"5", 0x9D, false},   // server moved
@@ -256,8 +260,12 @@ func TestServerThatRefusesIsNotBack(t *testing.T) {
 		peer := cloud(t, testpeer.Options{})
 		peer.SetScript(testpeer.Script{Connect: func(testpeer.Connect) testpeer.Greeting { return testpeer.Greeting{Code: c.code} }})
 		h := open(t, variant{protocol: c.protocol, driver: pipelinedDriver{}}, nil, peer.URL())
-		if err := h.look(within(t, 60*time.Second), h.settings.servers[0]); (err == nil) != c.back {
+		err := h.look(within(t, 60*time.Second), h.settings.servers[0])
+		if (err == nil) != c.back {
 			t.Errorf("MQTT %s, code %#x: %v", c.protocol, c.code, err)
+		}
+		if c.code == 0x87 && (err == nil || !strings.Contains(err.Error(), `the question came from client identifier "`+probeID("gw-cloud")+`"`)) {
+			t.Errorf("it is not said who was refused: %v", err)
 		}
 	}
 	silent := cloud(t, testpeer.Options{})
@@ -267,6 +275,42 @@ func TestServerThatRefusesIsNotBack(t *testing.T) {
 	defer cancel()
 	if err := h.look(ctx, h.settings.servers[0]); err == nil {
 		t.Error("a server that says nothing counts as back")
+	}
+}
+
+// TestRefusedLoginIsNotBack: a real broker that listens and does not take this login is not back.
+func TestRefusedLoginIsNotBack(t *testing.T) {
+	t.Parallel()
+	passwords := filepath.Join(t.TempDir(), "passwords")
+	if out, err := exec.Command("mosquitto_passwd", "-b", "-c", passwords, "somebody", "else").CombinedOutput(); err != nil {
+		t.Fatalf("mosquitto_passwd: %v %s", err, out)
+	}
+	m := startMosquitto(t, "allow_anonymous false", "password_file "+passwords)
+	for _, protocol := range []string{"5", "3.1.1"} {
+		for password, back := range map[string]bool{"else": true, "wrong here": false} {
+			h := open(t, variant{protocol: protocol, driver: pipelinedDriver{}}, func(c *config.Uplink) {
+				c.Username, c.Password = "somebody", config.NewSecret(password)
+			}, m.url())
+			if err := h.look(within(t, 60*time.Second), h.settings.servers[0]); (err == nil) != back {
+				t.Errorf("MQTT %s with the password %q: %v", protocol, password, err)
+			}
+		}
+	}
+}
+
+// TestProbeIdentifier: it is nobody's by accident, the same every time, and no longer than the broker has to take.
+func TestProbeIdentifier(t *testing.T) {
+	long := strings.Repeat("ö", 32767)
+	seen := map[string]string{}
+	for _, id := range []string{"gw", "gw-cloud", "gw-cloud-probe", "press-hall-3-aws-and-so-on", "press-hall-3-aws-and-so-on2", "ö23456789ö", long} {
+		p := probeID(id)
+		if other, taken := seen[p]; taken || p == id || len(p) > max(len(id), 23) || !utf8.ValidString(p) || p != probeID(id) {
+			t.Errorf("%.30s asks as %.60s (%d bytes), as does %q", id, p, len(p), other)
+		}
+		if !strings.Contains(p, "-probe-") {
+			t.Errorf("%s says nothing", p)
+		}
+		seen[p] = id
 	}
 }
 
