@@ -28,51 +28,74 @@ const (
 	probeIdle = 5 * time.Minute
 )
 
+// earlier is what is known of the servers in front of the one in use. It outlives a connection that is only made anew with another
+// token. One goroutine uses it at a time.
+type earlier struct {
+	since   []time.Time   // since when each of them has answered without a break; zero: it does not
+	answers []int         // since then
+	due     time.Time     // when they are asked next; zero: after a pause
+	pause   time.Duration // the last one
+}
+
 // awaitEarlier asks the servers in front of the one in use, again and again, until one of them has answered for c.quiet
 // without a break. Until then the connection that works is left alone.
 func (c *Client) awaitEarlier(ctx context.Context, current int) *move {
-	quiet := c.quiet
-	since := make([]time.Time, current) // zero: it does not answer
-	answers := make([]int, current)     // since then
+	e := &c.earlier
+	usual := min(max(c.quiet/probesPerQuiet, probeLeast), probeMost)
+	if len(e.since) != current {
+		*e = earlier{since: make([]time.Time, current), answers: make([]int, current), pause: usual}
+	}
 	defer c.remark("")
-	usual := min(max(quiet/probesPerQuiet, probeLeast), probeMost)
-	for pause := usual; ; {
-		if !sleep(ctx, pause*9/10+rand.N(pause/5)) { //nolint:gosec // jitter is no secret
+	for {
+		if e.due.IsZero() {
+			e.due = time.Now().Add(e.pause*9/10 + rand.N(e.pause/5)) //nolint:gosec // jitter is no secret
+		}
+		if !sleep(ctx, time.Until(e.due)) {
 			return nil
 		}
-		remark, answered := "", false
-		for i := range since {
-			sv := c.settings.servers[i]
-			err := c.probe(ctx, sv)
-			if ctx.Err() != nil {
-				return nil
-			}
-			if err != nil {
-				if !since[i].IsZero() {
-					c.log.Info("an earlier server went away again", "server", sv.url, "error", err)
-				}
-				since[i], answers[i] = time.Time{}, 0
-				remark = note(remark, fmt.Sprintf("%s does not answer: %v", sv.url, err))
-				continue
-			}
-			now := time.Now()
-			answered = true
-			if since[i].IsZero() {
-				since[i] = now
-				c.log.Info("an earlier server answers again", "server", sv.url, "return_after", quiet)
-			}
-			answers[i]++
-			held := now.Sub(since[i])
-			if held >= quiet && answers[i] >= answersLeast {
-				return &move{label: endFailback, to: i, why: fmt.Sprintf("%s has answered for %s", sv.url, held.Round(time.Second/10))}
-			}
-			remark = note(remark, fmt.Sprintf("%s answers again; the uplink returns to it when that has lasted for %s", sv.url, quiet))
+		m, answered := c.ask(ctx, e)
+		if m != nil || ctx.Err() != nil {
+			return m
 		}
-		c.remark(remark)
-		if pause = min(2*pause, max(usual, min(quiet, probeIdle))); answered {
-			pause = usual
+		if e.pause = min(2*e.pause, max(usual, min(c.quiet, probeIdle))); answered {
+			e.pause = usual
 		}
+		e.due = time.Time{}
 	}
+}
+
+// ask asks every earlier server once. It returns the move that is due, if one is, and whether one of them answered.
+func (c *Client) ask(ctx context.Context, e *earlier) (due *move, answered bool) {
+	remark := ""
+	for i := range e.since {
+		sv := c.settings.servers[i]
+		err := c.probe(ctx, sv)
+		if ctx.Err() != nil {
+			return nil, false
+		}
+		if err != nil {
+			if !e.since[i].IsZero() {
+				c.log.Info("an earlier server went away again", "server", sv.url, "error", err)
+			}
+			e.since[i], e.answers[i] = time.Time{}, 0
+			remark = note(remark, fmt.Sprintf("%s does not answer: %v", sv.url, err))
+			continue
+		}
+		now := time.Now()
+		answered = true
+		if e.since[i].IsZero() {
+			e.since[i] = now
+			c.log.Info("an earlier server answers again", "server", sv.url, "return_after", c.quiet)
+		}
+		e.answers[i]++
+		held := now.Sub(e.since[i])
+		if held >= c.quiet && e.answers[i] >= answersLeast {
+			return &move{label: endFailback, to: i, why: fmt.Sprintf("%s has answered for %s", sv.url, held.Round(time.Second/10))}, true
+		}
+		remark = note(remark, fmt.Sprintf("%s answers again; the uplink returns to it when that has lasted for %s", sv.url, c.quiet))
+	}
+	c.remark(remark)
+	return nil, answered
 }
 
 func note(text, more string) string {

@@ -3,6 +3,7 @@ package uplink
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os/exec"
 	"path/filepath"
 	"strconv"
@@ -76,6 +77,27 @@ func TestReturnWaitsForQuiet(t *testing.T) {
 	}
 }
 
+// TestReturnWithTokens: the time for which an earlier server has answered counts over connections that are made anew with another
+// token, however often that is.
+func TestReturnWithTokens(t *testing.T) {
+	for _, life := range []time.Duration{20 * time.Second, 51 * time.Second, 4 * time.Minute, time.Hour} {
+		synctest.Test(t, func(t *testing.T) {
+			h := open(t, variants()[0], func(c *config.Uplink) { c.Failback = config.Age(5 * time.Minute) }, "mqtt://s0", "mqtt://s1")
+			h.probe = func(context.Context, server) error { return nil }
+			started := time.Now()
+			var m *move
+			for m == nil && time.Since(started) < 24*time.Hour {
+				ctx, cancel := context.WithTimeout(context.Background(), life)
+				m = h.awaitEarlier(ctx, 1)
+				cancel()
+			}
+			if took := time.Since(started); m == nil || took < 5*time.Minute || took > 8*time.Minute {
+				t.Errorf("with a new connection every %s the move comes after %s: %v", life, took, m)
+			}
+		})
+	}
+}
+
 // TestServersThatStayAwayAreAskedLessOften: each question costs a handshake.
 func TestServersThatStayAwayAreAskedLessOften(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -133,23 +155,32 @@ func TestReturnIsSaid(t *testing.T) {
 	})
 }
 
-// TestReturnThatDoesNotLast: the next one waits twice as long, up to a bound, and one that lasts makes it forget.
+// TestReturnThatDoesNotLast: the next one waits twice as long, up to a bound, and one that lasts makes it forget. A token that is
+// renewed ends no return, and says nothing of it.
 func TestReturnThatDoesNotLast(t *testing.T) {
 	h := open(t, variants()[0], func(c *config.Uplink) { c.Failback = config.Age(5 * time.Minute) }, "mqtt://s0", "mqtt://s1")
+	renewed, moved := &move{label: endRenewed, why: "the token"}, &move{label: endFailback, why: "still earlier"}
 	var got []string
-	for range 6 {
-		h.returning = true
-		h.tried(errors.New("refused"), time.Second)
+	ends := func(ago time.Duration, err error) {
+		h.returned = time.Now().Add(-ago)
+		h.tried(err)
 		got = append(got, h.quiet.String())
 	}
-	h.tried(errors.New("cut"), time.Second) // no return
-	h.returning = true
-	h.tried(errors.New("cut"), 2*time.Hour)
-	got = append(got, h.quiet.String())
-	if s := strings.Join(got, " "); s != "10m0s 20m0s 40m0s 1h0m0s 1h0m0s 1h0m0s 5m0s" {
+	for range 6 {
+		ends(time.Second, errors.New("refused"))
+	}
+	h.tried(errors.New("cut")) // no return
+	ends(2*time.Hour, errors.New("cut"))
+	ends(time.Second, errors.New("cut"))
+	ends(time.Second, renewed)
+	if h.returned.IsZero() {
+		t.Error("over with a renewal")
+	}
+	ends(time.Hour, fmt.Errorf("%w: %w", errConnected, moved))
+	if s := strings.Join(got, " "); s != "10m0s 20m0s 40m0s 1h0m0s 1h0m0s 1h0m0s 5m0s 10m0s 10m0s 5m0s" {
 		t.Errorf("waits %s", s)
 	}
-	if h.returning {
+	if !h.returned.IsZero() {
 		t.Error("still taken for a return")
 	}
 	off := open(t, variants()[0], nil, "mqtt://s0", "mqtt://s1")

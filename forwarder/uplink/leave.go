@@ -2,6 +2,7 @@ package uplink
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 )
@@ -125,14 +126,18 @@ func (c *Client) moved(sv server, m *move) {
 	c.log.Info("uplink moves", "from", sv.url, "to", c.settings.servers[m.to].url, "reason", m.label, "why", m.why)
 }
 
-// tried reckons with a connection that was made to return to an earlier server. One that did not last makes the next return
-// wait twice as long, so that a server that comes and goes does not take the traffic with it.
-func (c *Client) tried(err error, lived time.Duration) {
-	if !c.returning {
+// tried reckons with the end of a connection that was made to return to an earlier server. A return that did not last makes the
+// next one wait twice as long, so that a server that comes and goes does not take the traffic with it. It lasts over the
+// renewal of a token, and one that is left in order for a still earlier server was a good one.
+func (c *Client) tried(err error) {
+	m := (*move)(nil)
+	moves := errors.As(err, &m)
+	if c.returned.IsZero() || moves && m.label == endRenewed {
 		return
 	}
-	c.returning = false
-	if lived >= c.quiet {
+	lived := time.Since(c.returned)
+	c.returned = time.Time{}
+	if moves || lived >= c.quiet {
 		c.quiet = c.settings.failback
 		return
 	}

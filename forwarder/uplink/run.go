@@ -66,11 +66,14 @@ func (c *Client) Run(ctx context.Context, commands message.Handler) error {
 		if ctx.Err() != nil {
 			return nil
 		}
-		c.tried(err, time.Since(started))
+		c.tried(err)
 		if m := (*move)(nil); errors.As(err, &m) {
-			next, c.returning = m.to, m.label == endFailback
+			if next = m.to; m.label == endFailback {
+				c.earlier, c.returned = earlier{}, time.Now()
+			}
 			continue
 		}
+		c.earlier = earlier{} // the next connection is not to the same server, or the earlier ones were tried before it
 		if errors.Is(err, errConnected) {
 			lived := time.Since(started)
 			failures = c.pace.after(failures, lived, c.useful)

@@ -44,10 +44,11 @@ type Client struct {
 	noRetain bool
 	// release is hello.release of the next connection. Only Run uses it.
 	release bool
-	// quiet is how long an earlier server has to answer before a return to it; 0: there is none. returning says that the
-	// connection being made is such a return. Only Run uses them.
-	quiet     time.Duration
-	returning bool
+	// quiet is how long an earlier server has to answer before a return to it; 0: there is none. returned is when the last
+	// return was made, zero once it is known whether it lasted. Only Run uses them.
+	quiet    time.Duration
+	returned time.Time
+	earlier  earlier
 	// probe asks a server whether it is back; look, but in tests of the waiting alone.
 	probe func(context.Context, server) error
 	// useful says that the last connection took more than the status. Only Run uses it.
