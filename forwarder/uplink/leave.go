@@ -73,20 +73,25 @@ func (c *Client) leave(ctx context.Context, cn conn, l *link, m *move) bool {
 	return true
 }
 
-// settled waits until nothing is in flight, at most for ack_timeout: what is left then is sent again over the next connection.
+// settled waits until nothing is in flight, however long that takes, as long as acknowledgements come: what is left when none
+// has come for ack_timeout is sent again over the next connection.
 func (c *Client) settled(ctx context.Context, cn conn, l *link) bool {
-	tick, limit := time.NewTicker(leavePoll), time.NewTimer(c.settings.ackTimeout)
+	tick := time.NewTicker(leavePoll)
 	defer tick.Stop()
-	defer limit.Stop()
+	answered, last := cn.info().answered, time.Now()
 	for !l.drained() {
 		select {
 		case <-tick.C:
-		case <-limit.C:
-			return true
 		case <-cn.lost():
 			return false
 		case <-ctx.Done():
 			return false
+		}
+		switch n := cn.info().answered; {
+		case n != answered:
+			answered, last = n, time.Now()
+		case time.Since(last) >= c.settings.ackTimeout:
+			return true
 		}
 	}
 	return true
