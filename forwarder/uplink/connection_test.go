@@ -484,6 +484,22 @@ func TestStopDoesNotHangOnASilentBroker(t *testing.T) {
 	})
 }
 
+// TestGoodbyeThatIsNotTaken: where the broker does not take the status offline it keeps the will, which says the same.
+func TestGoodbyeThatIsNotTaken(t *testing.T) {
+	each(t, func(t *testing.T, v variant) {
+		peer := cloud(t, testpeer.Options{})
+		h := run(t, v, nil, nil, peer.URL())
+		connected(t, h)
+		eventually(t, "online", func() bool { return h.Status().InFlight == 0 })
+		peer.SetScript(testpeer.Script{Publish: deaf})
+		h.stop()
+		eventually(t, "gone", func() bool { return peer.Open() == 0 })
+		if w := peer.Wills(); len(w) != 1 || stateOf(t, w[0].Payload) != "offline" {
+			t.Errorf("wills %v", w)
+		}
+	})
+}
+
 func TestBrokerWithoutRetainedMessages(t *testing.T) {
 	peer := cloud(t, testpeer.Options{})
 	peer.SetScript(testpeer.Script{Connect: func(c testpeer.Connect) testpeer.Greeting {

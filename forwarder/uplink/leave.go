@@ -51,23 +51,13 @@ func (c *Client) awaitRenewal(ctx context.Context, i int, l login) *move {
 	return &move{label: endRenewed, to: i, why: "the token is about to lapse, connecting with a new one"}
 }
 
-// leave ends a connection in order. It reports false when the connection or ctx ended first.
-func (c *Client) leave(ctx context.Context, cn conn, l *link, m *move) bool {
+// leave ends a connection in order. It reports false when the connection or ctx ended first. The cloud is told that the gateway is
+// offline also when only the token is renewed: the next connection may not come about, and nobody else could tell it then.
+func (c *Client) leave(ctx context.Context, cn conn, l *link) bool {
 	c.retire(l)
 	l.seal()
 	if !c.settled(ctx, cn, l) {
 		return false
-	}
-	if m.label == endRenewed { // the gateway stays online
-		cn.stop()
-		bye := time.NewTimer(goodbyeTimeout)
-		defer bye.Stop()
-		select {
-		case <-cn.lost():
-		case <-bye.C:
-			cn.drop(ended(endStopped, "left without an answer"))
-		}
-		return true
 	}
 	c.goodbye(cn)
 	return true

@@ -334,6 +334,27 @@ func TestIoTHubTokenIsRenewed(t *testing.T) {
 	}
 }
 
+// TestRenewalWithoutANextConnection: the token is renewed, and then the hub cannot be reached any more. What the cloud heard last
+// is not that the gateway is online.
+func TestRenewalWithoutANextConnection(t *testing.T) {
+	t.Parallel()
+	hub := newService(t, "contoso.azure-devices.net", "8883", false)
+	hub.SetScript(testpeer.Script{Connect: func(c testpeer.Connect) testpeer.Greeting { return testpeer.Greeting{Cut: c.Conn > 1} }})
+	hub.file(t, "device.sas", "MDEyMzQ1Njc4OWFiY2RlZg==")
+	h := hub.open(t, "devices/d1/messages/events/", "preset = 'azure-iot-hub'\nservers = ['mqtts://contoso.azure-devices.net']\nclient_id = 'd1'\n"+
+		"sas_key = { file = 'device.sas' }\n", nil)
+	h.settings.tokens.lifetime, h.settings.tokens.renewAt = 100*time.Second, 1
+	h.start(t, nil)
+	eventually(t, "renewed in vain", func() bool { return h.reconnects(endRenewed) == 1 && len(hub.Connects()) > 2 })
+	var said []string
+	for _, r := range hub.Received() {
+		said = append(said, stateOf(t, r.Payload))
+	}
+	if strings.Join(said, " ") != "online offline" || len(hub.Wills()) != 0 {
+		t.Errorf("the cloud heard %q and %d wills", said, len(hub.Wills()))
+	}
+}
+
 func TestEventGridPreset(t *testing.T) {
 	t.Parallel()
 	const host = "contoso.westeurope-1.ts.eventgrid.azure.net"

@@ -195,7 +195,7 @@ func (c *Client) stay(ctx context.Context, cn conn, l *link, due <-chan *move) *
 	case <-ctx.Done():
 	case <-cn.lost():
 	case m := <-due:
-		if c.leave(ctx, cn, l, m) {
+		if c.leave(ctx, cn, l) {
 			return m
 		}
 	}
@@ -206,30 +206,36 @@ func (c *Client) stay(ctx context.Context, cn conn, l *link, due <-chan *move) *
 }
 
 // announce sends the retained status, as the first message of a connection and as the last one. It returns a channel
-// that is closed when the status was answered or the connection ended.
-func (c *Client) announce(ctx context.Context, cn conn, is string) <-chan struct{} {
-	answered := make(chan struct{})
+// that gets one value: nil when the broker has taken the status, else why it has not.
+func (c *Client) announce(ctx context.Context, cn conn, is string) <-chan error {
+	answered := make(chan error, 1)
 	m := statusMessage(c.settings.gateway, c.version, is, time.Now())
 	err := cn.send(ctx, m, Identity{}, func(err error) {
 		if err != nil && !errors.Is(err, ErrDisconnected) {
 			c.log.Warn("status message refused", "topic", m.Topic, "error", err)
 		}
-		close(answered)
+		answered <- err
 	})
 	if err != nil {
-		close(answered)
+		answered <- err
 	}
 	return answered
 }
 
 // goodbye says offline, waits until that and with it all before it is acknowledged, and sends DISCONNECT, after which the
-// broker drops the will.
+// broker drops the will. Where the broker does not take it in time there is no DISCONNECT, and the will says it.
 func (c *Client) goodbye(cn conn) {
 	ctx, cancel := context.WithTimeout(context.Background(), goodbyeTimeout)
 	defer cancel()
+	said := false
 	select {
-	case <-c.announce(ctx, cn, "offline"):
+	case err := <-c.announce(ctx, cn, "offline"):
+		said = err == nil
 	case <-ctx.Done():
+	}
+	if !said {
+		cn.drop(ended(endStopped, "left without an answer"))
+		return
 	}
 	cn.stop()
 	select {
