@@ -115,7 +115,7 @@ func (c *Client) once(ctx context.Context, i int, commands message.Handler) erro
 	}
 	dialing, cancel := context.WithTimeoutCause(ctx, connectTimeout,
 		fmt.Errorf("no answer within %s", connectTimeout))
-	cn, err := c.driver.connect(dialing, &c.settings, hello{server: sv, will: c.will(), login: who, release: c.release})
+	cn, err := c.driver.connect(dialing, &c.settings, hello{server: sv, will: c.will(i), login: who, release: c.release})
 	cancel()
 	if err != nil {
 		err = hintToken(err, who)
@@ -123,7 +123,7 @@ func (c *Client) once(ctx context.Context, i int, commands message.Handler) erro
 			c.failed("connect to", sv, err)
 		}
 		var r *refusal
-		c.noRetain = c.noRetain || errors.As(err, &r) && r.version == version5 && r.code == codeRetainUnsupported
+		c.noRetain[i] = c.noRetain[i] || errors.As(err, &r) && r.version == version5 && r.code == codeRetainUnsupported
 		return err
 	}
 	err = c.serve(ctx, sv, cn, commands, c.movers(i, who))
@@ -149,10 +149,10 @@ func (c *Client) remember(last connInfo) {
 	}
 }
 
-// will is what the broker publishes when this client vanishes.
-func (c *Client) will() message.Message {
+// will is what the i-th server publishes when this client vanishes.
+func (c *Client) will(i int) message.Message {
 	m := statusMessage(c.settings.gateway, c.version, "offline", time.Now())
-	m.Retain = !c.noRetain && !c.settings.limits.NoRetain
+	m.Retain = !c.noRetain[i] && !c.settings.limits.NoRetain
 	m.Topic = c.settings.limits.OwnTopic(m.Topic)
 	return m
 }

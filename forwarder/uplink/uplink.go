@@ -40,8 +40,8 @@ type Client struct {
 	log      *slog.Logger
 	metrics  *metrics
 
-	// noRetain leaves the retain flag off the will, for a broker that refused it. Only Run uses it.
-	noRetain bool
+	// noRetain leaves the retain flag off the will, for each of the servers that refused it. Only Run uses it.
+	noRetain []bool
 	// release is hello.release of the next connection. Only Run uses it.
 	release bool
 	// quiet is how long an earlier server has to answer before a return to it; 0: there is none. returned is when the last
@@ -97,7 +97,7 @@ func New(name string, c config.Uplink, gatewayID string, log *slog.Logger, reg p
 	client := &Client{
 		settings: s, version: builtVersion(), driver: pipelinedDriver{}, pace: defaultPace(), metrics: m,
 		log: log.With("part", "uplink", "uplink", name), changed: make(chan struct{}),
-		toldChanged: make(chan struct{}),
+		toldChanged: make(chan struct{}), noRetain: make([]bool, len(s.servers)),
 	}
 	client.settings.hooks = hooks{
 		subscribed: client.subscribed,
