@@ -63,9 +63,7 @@ func (s *stream) divide(p *parcel, err error) {
 	}
 	switch {
 	case n == 1:
-		f := p.members[0]
-		s.d.log.Warn("the cloud refused a record; it is now a dead letter", "lane", f.lane.String(), "seq", uint64(f.seq), "err", err)
-		s.bury(f, err.Error())
+		s.refused(p.members[0], err)
 		g.recycle(p)
 	case g.over:
 		s.landAll(p)

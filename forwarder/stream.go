@@ -34,6 +34,8 @@ type stream struct {
 	why       error
 	now       time.Time // of the answers being settled
 	broken    bool      // the link is about to be lost
+	again     bool      // the pass ends because skipped records are to be sent again
+	retry     time.Time // when that is, with nothing else to send
 	delivered int
 	pending   bool      // a gap report is in flight
 	burials   int       // dead letters on their way to the disk
@@ -163,7 +165,7 @@ func (s *stream) stand(ctx context.Context, d time.Duration) bool {
 // step does one thing and reports whether the pass goes on.
 func (s *stream) step(ctx context.Context) bool {
 	s.settle()
-	if s.broken || s.verdict != accepted || ctx.Err() != nil || s.isLost() {
+	if s.broken || s.again || s.verdict != accepted || ctx.Err() != nil || s.isLost() {
 		return false
 	}
 	if g := s.gather; g != nil && (g.trying || len(g.pieces) > 0) {
@@ -265,8 +267,13 @@ func (s *stream) wait(ctx context.Context) bool {
 		defer t.Stop()
 		due = t.C
 	}
+	again, stop := s.patience()
+	defer stop()
 	empty, stuck := s.live.stirred()
 	select {
+	case <-again:
+		s.d.blame.forgive()
+		s.again, s.d.gently = true, true
 	case <-empty:
 	case <-stuck:
 	case l := <-in[pipeline.Urgent]:
@@ -283,6 +290,18 @@ func (s *stream) wait(ctx context.Context) bool {
 	case <-ctx.Done():
 	}
 	return true
+}
+
+// patience is when the skipped records are to be tried again, with nothing else to send that could prove the broker.
+func (s *stream) patience() (again <-chan time.Time, stop func() bool) {
+	if len(s.d.blame.skipped) == 0 || s.window.open > 0 {
+		return nil, func() bool { return false }
+	}
+	if s.retry.IsZero() {
+		s.retry = time.Now().Add(s.d.forbidden.next(s.d.times.forbiddenMin, s.d.times.forbiddenMax))
+	}
+	t := time.NewTimer(time.Until(s.retry))
+	return t.C, t.Stop
 }
 
 // laneOf is the lane of a track.
@@ -336,6 +355,9 @@ func (s *stream) dispatch(ctx context.Context, f *flight, rec *buffer.Rec) bool 
 	age, expired := s.d.out.age(rec)
 	if expired {
 		s.leave(f, placeExpired)
+		return true
+	}
+	if s.d.blame.skips(recordKey{f.lane, f.seq}) {
 		return true
 	}
 	m, err := message.Decode(body)

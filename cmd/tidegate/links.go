@@ -64,3 +64,6 @@ type refusal struct{ *uplink.RefusedError }
 
 // Code is the reason code of MQTT 5.
 func (r refusal) Code() byte { return r.RefusedError.Code }
+
+// Local says that the uplink refused it, without sending it.
+func (r refusal) Local() bool { return r.RefusedError.Local }

@@ -99,7 +99,8 @@ func (c *Client) Run(ctx context.Context, commands message.Handler) error {
 // worked reports whether a connection that lived so long and ended with err was worth having: it took more than the status, or held for long
 // with nothing to take.
 func (c *Client) worked(err error, lived time.Duration) bool {
-	return c.useful || lived >= c.pace.stable && endLabel(err) != endAckTimeout
+	label := endLabel(err)
+	return c.useful || lived >= c.pace.stable && label != endAckTimeout && label != endClosed
 }
 
 // errConnected is wrapped by the error of a connection that had been made.
