@@ -9,23 +9,26 @@ import (
 // burstSpan is how long a bound may be saved up: what it allows in that time leaves at once after a pause.
 const burstSpan = 100 * time.Millisecond
 
-// pacer bounds what a drain sends, in messages and in bytes. The zero value bounds nothing.
-type pacer struct{ messages, bytes bucket }
+// pacer bounds what a drain sends, in messages, bytes and PUBLISH packets. The zero value bounds nothing.
+type pacer struct{ messages, bytes, publishes bucket }
 
-func newPacer(r config.MaxRate) pacer {
-	return pacer{bucket{rate: r.Messages.PerSecond()}, bucket{rate: r.Bytes.PerSecond()}}
+func newPacer(c config.Uplink) pacer {
+	return pacer{
+		bucket{rate: c.MaxRate.Messages.PerSecond()}, bucket{rate: c.MaxRate.Bytes.PerSecond()}, bucket{rate: c.Limits.MaxPublishes.PerSecond()},
+	}
 }
 
 // bounds reports whether there is a bound at all.
-func (p *pacer) bounds() bool { return p.messages.rate > 0 || p.bytes.rate > 0 }
+func (p *pacer) bounds() bool { return p.messages.rate > 0 || p.bytes.rate > 0 || p.publishes.rate > 0 }
 
 // delay is how long to wait before the next record; 0: it may leave.
 func (p *pacer) delay(now time.Time) time.Duration {
-	return max(p.messages.delay(now), p.bytes.delay(now))
+	return max(p.messages.delay(now), p.bytes.delay(now), p.publishes.delay(now))
 }
 
-// sent takes that many messages, of so many bytes in all, off what may be sent.
+// sent takes one packet with that many messages, of so many bytes in all, off what may be sent.
 func (p *pacer) sent(messages, bytes int) {
+	p.publishes.take(1)
 	p.messages.take(float64(messages))
 	p.bytes.take(float64(bytes))
 }
