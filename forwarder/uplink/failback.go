@@ -118,14 +118,18 @@ func (c *Client) remark(text string) {
 func (c *Client) look(ctx context.Context, sv server) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, connectTimeout, fmt.Errorf("no answer within %s", connectTimeout))
 	defer cancel()
+	if c.settings.limits.StrictIdentity {
+		_, tcp, err := reach(ctx, &c.settings, sv)
+		if err == nil {
+			_ = tcp.Close()
+		}
+		return err
+	}
 	nc, tcp, err := dial(ctx, &c.settings, sv)
 	if err != nil {
 		return err
 	}
 	defer tcp.Close()
-	if c.settings.limits.StrictIdentity {
-		return nil
-	}
 	who, err := c.settings.login(sv, time.Now())
 	if err != nil {
 		return err
