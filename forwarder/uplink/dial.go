@@ -66,7 +66,7 @@ func Reach(ctx context.Context, name string, c config.Uplink, gatewayID string, 
 	}
 	_, tcp, err := reach(ctx, &s, s.servers[i])
 	if err != nil {
-		return err
+		return told{err}
 	}
 	return tcp.Close()
 }

@@ -75,10 +75,10 @@ func (c *Client) ask(ctx context.Context, e *earlier) (due *move, answered bool)
 		}
 		if err != nil {
 			if !e.since[i].IsZero() {
-				c.log.Info("an earlier server went away again", "server", sv.url, "error", err)
+				c.log.Info("an earlier server went away again", "server", sv.url, "error", told{err})
 			}
 			e.since[i], e.answers[i] = time.Time{}, 0
-			remark = note(remark, fmt.Sprintf("%s does not answer: %v", sv.url, err))
+			remark = note(remark, fmt.Sprintf("%s does not answer: %v", sv.url, told{err}))
 			continue
 		}
 		now := time.Now()

@@ -25,7 +25,7 @@ type refusal struct {
 func (r *refusal) Error() string {
 	text := refusalText(r.version, r.code)
 	if r.reason != "" {
-		text += ": " + r.reason
+		text += ": " + said(r.reason)
 	}
 	return fmt.Sprintf("the broker refuses the connection (%#x, %s)", r.code, text)
 }
@@ -264,8 +264,8 @@ func parseDisconnect(body []byte) error {
 		pk := packets.Packet{
 			FixedHeader: packets.FixedHeader{Type: packets.Disconnect, Remaining: len(body)}, ProtocolVersion: version5,
 		}
-		if err := decode(pk.DisconnectDecode, body); err == nil {
-			reason = ": " + pk.Properties.ReasonString
+		if err := decode(pk.DisconnectDecode, body); err == nil && pk.Properties.ReasonString != "" {
+			reason = ": " + said(pk.Properties.ReasonString)
 		}
 	}
 	if code == codeTakenOver {

@@ -65,7 +65,7 @@ func (e *RefusedError) Error() string {
 	if e.Reason == "" {
 		return fmt.Sprintf("the cloud broker refuses the message (%#x)", e.Code)
 	}
-	return fmt.Sprintf("the cloud broker refuses the message (%#x): %s", e.Code, e.Reason)
+	return fmt.Sprintf("the cloud broker refuses the message (%#x): %s", e.Code, said(e.Reason))
 }
 
 // The reason codes of MQTT 5 that mean something to this package (MQTT 5.0, 2.4).

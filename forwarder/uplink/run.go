@@ -31,7 +31,7 @@ func defaultPace() pace {
 
 // wait is how long to wait after that many failures in a row, the last of them err.
 func (p pace) wait(failures int, err error) time.Duration {
-	var r *refusal
+	var r interface{ lasting() bool } // a refusal, by MQTT or by HTTP
 	if errors.As(err, &r) && r.lasting() || endLabel(err) == endTakenOver {
 		return p.slow + rand.N(p.slow) //nolint:gosec // jitter is no secret
 	}

@@ -60,7 +60,7 @@ type Client struct {
 	leaving *link         // its connection is being ended in order
 	ended   bool          // Run has returned
 	status  Status
-	logged  string // the last failure that was logged
+	outage  outage
 	// told is what Tell keeps, by topic; toldChanged is closed and replaced when it changes.
 	told        map[string]message.Message
 	toldChanged chan struct{}
@@ -187,7 +187,7 @@ func (c *Client) up(sv server, l *link) {
 	c.link = l
 	c.status.Connected, c.status.Server, c.status.Since = true, sv.url, time.Now()
 	c.status.Window, c.status.Granted = info.window, info.granted
-	c.logged = ""
+	c.outage = outage{}
 	c.note()
 	c.mu.Unlock()
 	c.log.Info("uplink connected", "server", sv.url, "window", info.window, "session_present", info.present)
@@ -217,24 +217,24 @@ func (c *Client) note() {
 	c.changed = make(chan struct{})
 }
 
-// failed records why a connection ended or was not made. It is logged when it differs from the last failure.
+// failed records why a connection ended or was not made. It is logged where it is news.
 func (c *Client) failed(what string, sv server, err error) {
 	c.metrics.reconnects.WithLabelValues(endLabel(err)).Inc()
-	text := fmt.Sprintf("%s %s: %v", what, sv.url, err)
+	why, now := told{err}.Error(), time.Now()
 	c.mu.Lock()
-	c.status.Server, c.status.LastError, c.status.LastErrorAt = sv.url, text, time.Now()
-	fresh := c.logged != text
-	c.logged = text
+	c.status.Server, c.status.LastErrorAt = sv.url, now
+	c.status.LastError = fmt.Sprintf("%s %s: %s", what, sv.url, why)
+	fresh := c.outage.news(sv.url, why, now)
 	c.mu.Unlock()
 	if !fresh {
 		return
 	}
 	level := slog.LevelInfo
-	var r *refusal
-	if label := endLabel(err); errors.As(err, &r) || label == endTakenOver || label == endProtocol {
+	label := endLabel(err)
+	if label == endRefused || label == endTakenOver || label == endProtocol {
 		level = slog.LevelWarn
 	}
-	c.log.Log(context.Background(), level, "uplink not connected", "server", sv.url, "reason", endLabel(err), "error", err)
+	c.log.Log(context.Background(), level, "uplink not connected", "server", sv.url, "reason", label, "error", why)
 }
 
 // subscribed hears what the broker answered to the subscription of the commands. A refused filter leaves the rest
