@@ -508,6 +508,27 @@ func TestBatchesOfABoundedConnection(t *testing.T) {
 	}
 }
 
+// TestBatchTellsItsQoS: how many of its records want QoS 2 is known where it is lowered.
+func TestBatchTellsItsQoS(t *testing.T) {
+	cfg := batchConfig(map[string]config.Route{"one": {From: []string{"a"}, QoS: 1}, "two": {From: []string{"b"}, QoS: 2}}, nil)
+	inBubble(t, cfg, takeAll, func(r *rig, c *fakeCloud) {
+		c.setOffline(true)
+		for range 5 {
+			r.send("a", "x")
+			r.send("b", "x")
+		}
+		c.setOffline(false)
+		waitEmpty(r, time.Minute)
+		exactly := 0
+		for _, a := range c.arrivals() {
+			exactly += a.id.Exactly
+		}
+		if exactly != 5 {
+			t.Errorf("%d records want QoS 2", exactly)
+		}
+	})
+}
+
 // TestBatchMembersExpire: what is not worth sending any more when its batch leaves is left out, counted and announced.
 func TestBatchMembersExpire(t *testing.T) {
 	set := func(b *config.Batch) { b.MaxDelay = config.Duration(10 * time.Second) }

@@ -60,6 +60,8 @@ type Identity struct {
 	Source string // the device
 	// Uplink is GATEWAY/UPLINK: sequences are counted for each uplink, and several may lead to one broker.
 	Uplink string
+	// Exactly is how many of the records in a batch want QoS 2, to be counted where the cloud does not take that.
+	Exactly int
 }
 
 // The refusals that are about the moment or the account and not about the message.

@@ -37,7 +37,7 @@ func (u uplinkPort) Status() forwarder.LinkStatus {
 type linkPort struct{ uplink.Link }
 
 func (l linkPort) Send(ctx context.Context, m message.Message, id forwarder.Identity, done func(error)) error {
-	return l.Link.Send(ctx, m, uplink.Identity{ID: id.ID, Seq: id.Seq, Src: id.Source, Up: id.Uplink}, func(err error) {
+	return l.Link.Send(ctx, m, uplink.Identity{ID: id.ID, Seq: id.Seq, Src: id.Source, Up: id.Uplink, Exactly: id.Exactly}, func(err error) {
 		done(asForwarderError(err))
 	})
 }

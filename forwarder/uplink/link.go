@@ -15,6 +15,8 @@ type Identity struct {
 	Seq string // EPOCH-LANE-N
 	Src string // the device
 	Up  string // GATEWAY/UPLINK, whose sequence Seq is
+	// Exactly is how many of the messages in a batch want QoS 2; it is not sent.
+	Exactly int
 }
 
 // Link is one connection to a cloud broker. It ends with that connection: an acknowledgement can never reach a message

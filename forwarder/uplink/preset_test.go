@@ -130,6 +130,24 @@ func (h *harness) stripped(what string) float64 {
 	return testutil.ToFloat64(h.metrics.stripped.WithLabelValues(what))
 }
 
+// TestStrippedOfBatches: the messages in a batch are counted and not the batch, and nothing where nothing is lost.
+func TestStrippedOfBatches(t *testing.T) {
+	h := open(t, variants()[0], nil, "mqtt://h")
+	p := newTestConn(version311)
+	p.hooks, p.granted.retain = h.settings.hooks, true
+	for _, most := range []byte{1, 2} {
+		p.granted.maxQoS = most
+		for _, id := range []Identity{{Exactly: 3}, {ID: "a"}} {
+			if err := p.send(t.Context(), message.Message{Topic: "t", QoS: 2}, id, func(error) {}); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if n := h.stripped("qos"); n != 4 {
+		t.Errorf("%g messages were counted", n)
+	}
+}
+
 func TestAWSPreset(t *testing.T) {
 	t.Parallel()
 	const host = "abc-ats.iot.eu-central-1.amazonaws.com"

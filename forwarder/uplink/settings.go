@@ -45,7 +45,8 @@ type settings struct {
 type hooks struct {
 	subscribed func(codes []byte) // the answers to the subscription, one for each filter
 	overflow   func()             // a command with QoS 0 was lost because too many wait
-	stripped   func(what string)  // a message was sent without its retain flag, or with a lower QoS
+	// stripped: that many messages were sent without their retain flag, or with a lower QoS.
+	stripped func(what string, n int)
 }
 
 // server is one address of the cloud broker.

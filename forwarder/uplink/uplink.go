@@ -102,7 +102,7 @@ func New(name string, c config.Uplink, gatewayID string, log *slog.Logger, reg p
 	client.settings.hooks = hooks{
 		subscribed: client.subscribed,
 		overflow:   func() { m.commands.WithLabelValues("lost").Inc() },
-		stripped:   func(what string) { m.stripped.WithLabelValues(what).Inc() },
+		stripped:   func(what string, n int) { m.stripped.WithLabelValues(what).Add(float64(n)) },
 	}
 	client.quiet, client.probe = s.failback, client.look
 	client.status.Since = time.Now()
