@@ -6,7 +6,8 @@ import "errors"
 // against the record only while the same broker takes others: one with a broken rule or a sick back end refuses all of them,
 // in the same words, and the buffer must not be emptied into the dead letters over that.
 //
-// So only a few records in a row become dead letters while nothing else is taken. A further one that is refused stays in the
+// So only a few records in a row become dead letters while nothing else is taken. Where there are several servers it is one, and
+// none over a connection that has taken nothing; there the word of a second server makes a record a dead letter, too. A further one that is refused stays in the
 // buffer and is skipped, and those behind it are tried. When one of these is taken, the skipped ones are sent once more, and become
 // dead letters if they are refused again. When none is, the broker is at fault: the uplink is given the chance to use another
 // server, sending pauses with an alarm, and begins again with the first record. The
@@ -24,16 +25,34 @@ const (
 
 // blame decides between the records and the broker. The zero value is ready; it belongs to the drain's goroutine.
 type blame struct {
+	several bool                   // there are several servers
+	by      map[recordKey]string   // where they are: which server refused a record first, since one was taken
 	blamed  map[recordKey]struct{} // made dead letters since a record was taken
 	skipped map[recordKey]struct{} // refused since then and kept
 	again   map[recordKey]struct{} // those that were skipped when a record was taken
 	rounds  int                    // that ended with the broker at fault, in a row
 }
 
-// due reports whether a refused record is to become a dead letter.
-func (b *blame) due(key recordKey, limit int) bool {
+// due reports whether a record that a server refused is to become a dead letter. limit is how many in a row may, and proven says whether
+// anything was taken over the connection.
+func (b *blame) due(key recordKey, limit int, server string, proven bool) bool {
 	if _, known := b.again[key]; known {
 		return true
+	}
+	if b.several {
+		if limit = 0; proven {
+			limit = 1
+		}
+		first, known := b.by[key]
+		if known && first != server {
+			return true
+		}
+		if !known && len(b.by) < skipMost {
+			if b.by == nil {
+				b.by = map[recordKey]string{}
+			}
+			b.by[key] = server
+		}
 	}
 	if _, known := b.blamed[key]; known { // the disk did not take it the last time
 		return true
@@ -75,6 +94,7 @@ func (b *blame) skips(key recordKey) bool {
 func (b *blame) taken(key recordKey) bool {
 	b.rounds = 0
 	clear(b.blamed)
+	clear(b.by)
 	delete(b.again, key)
 	if len(b.skipped) == 0 {
 		return false
@@ -86,7 +106,7 @@ func (b *blame) taken(key recordKey) bool {
 // buried notes that a record is a dead letter.
 func (b *blame) buried(key recordKey) { delete(b.again, key) }
 
-// forgive lets everything that was refused be sent again, as if it had not been tried.
+// forgive lets everything that was refused be sent again.
 func (b *blame) forgive() { b.skipped, b.again = nil, nil }
 
 // local reports whether it was the link that refused a record, knowing what the cloud takes: then there is no doubt.

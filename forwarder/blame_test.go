@@ -162,6 +162,80 @@ func TestSickServerIsLeft(t *testing.T) {
 	}
 }
 
+// severalServers is cfg with two servers.
+func severalServers(cfg *config.Config) *config.Config {
+	u := cfg.Uplinks["cloud"]
+	u.Servers = []string{"mqtt://a", "mqtt://b"}
+	cfg.Uplinks["cloud"] = u
+	return cfg
+}
+
+// TestOneSickServerOfSeveral condemns nothing, however few the records are: the other one takes them.
+func TestOneSickServerOfSeveral(t *testing.T) {
+	live := testConfig(nil, "cloud")
+	u := live.Uplinks["cloud"]
+	u.LiveFirst = true
+	live.Uplinks["cloud"] = u
+	for name, cfg := range map[string]*config.Config{"single": testConfig(nil, "cloud"), "live first": live, "batches": batchConfig(nil, nil)} {
+		for way, no := range map[string]act{"by code": {err: refusedError(0x99)}, "by closing": {cut: true, byPeer: true}} {
+			for _, n := range []int{1, 10, 2000} {
+				t.Run(name+" "+way+" "+strconv.Itoa(n), func(t *testing.T) {
+					decide := func(_ *fakeCloud, link int, _ message.Message, _ Identity) act {
+						if link%2 == 1 {
+							return no
+						}
+						return ack
+					}
+					inBubble(t, severalServers(cfg), decide, func(r *rig, cloud *fakeCloud) {
+						cloud.servers = 2
+						cloud.setOffline(true)
+						for i := range n {
+							r.send("a", strconv.Itoa(i+1))
+						}
+						cloud.setOffline(false)
+						waitEmpty(r, 5*time.Minute)
+						if e := r.entry("all", "cloud"); e.Places["dead"] != 0 || int(e.Places["delivered"]) != n {
+							t.Errorf("ledger: %v", e.Places)
+						}
+					})
+				})
+			}
+		}
+	}
+}
+
+// TestBadRecordAtSeveralServers: it becomes a dead letter when a second server refuses it, or at once where the first has just
+// taken others.
+func TestBadRecordAtSeveralServers(t *testing.T) {
+	for way, no := range map[string]act{"by code": {err: refusedError(0x99)}, "by closing": {cut: true, byPeer: true}} {
+		for _, before := range []int{0, 5} {
+			t.Run(way+" after "+strconv.Itoa(before), func(t *testing.T) {
+				decide := func(_ *fakeCloud, _ int, m message.Message, _ Identity) act {
+					if m.Topic == "bad" {
+						return no
+					}
+					return ack
+				}
+				inBubble(t, severalServers(testConfig(nil, "cloud")), decide, func(r *rig, cloud *fakeCloud) {
+					cloud.servers = 2
+					for i := range before {
+						r.send("a", strconv.Itoa(i+1))
+					}
+					time.Sleep(time.Second)
+					r.send("bad", "x")
+					took := waitEmpty(r, 30*time.Minute)
+					if e := r.entry("all", "cloud"); e.Places["dead"] != 1 || int(e.Places["delivered"]) != before {
+						t.Errorf("ledger: %v", e.Places)
+					}
+					if no.err != nil && before > 0 && (took > time.Second || cloud.links > 1) {
+						t.Errorf("it took %v and %d connections", took, cloud.links)
+					}
+				})
+			})
+		}
+	}
+}
+
 // TestLinkKnowsBetter: what the link refuses without sending it is the record's fault, however many there are.
 func TestLinkKnowsBetter(t *testing.T) {
 	decide := func(*fakeCloud, int, message.Message, Identity) act { return act{err: localError{0x95}} }

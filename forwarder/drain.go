@@ -54,6 +54,8 @@ type drain struct {
 	batching  *batching
 	suspect   suspicion
 	blame     blame
+	server    string // of the link in use
+	took      Link   // the last one over which a record was taken
 	quota     backoff
 	forbidden backoff
 	last      *cell // of the last record
@@ -80,6 +82,7 @@ func (d *drain) run(ctx context.Context) {
 			pause(ctx, d.times.provePoll) // the uplink has not noticed yet
 			continue
 		}
+		d.server = d.out.uplink.Status().Server
 		s := &stream{d: d, link: link, answers: newAnswers(), gather: d.batching.pass()}
 		d.after(ctx, link, s.run(ctx))
 	}
@@ -122,7 +125,7 @@ func (d *drain) afterLoss(ctx context.Context, link Link, e ending) {
 	if e.batched > 0 && d.suspect.closes == suspectCloses {
 		d.batching.shrink(e.batched)
 	}
-	if !d.suspect.condemned(e.oldest) || d.blame.due(e.oldest, blameByClose) {
+	if !d.suspect.condemned(e.oldest) || d.blame.due(e.oldest, blameByClose, d.server, d.took == link) {
 		return
 	}
 	why := errors.New("the cloud broker closes the connection on record after record, which are kept")

@@ -56,7 +56,7 @@ func (s *stream) settleOne(a answer) {
 func (s *stream) refused(f *flight, err error) {
 	key, log := recordKey{f.lane, f.seq}, s.d.log.With("lane", f.lane.String(), "seq", uint64(f.seq), "err", err)
 	switch {
-	case local(err), s.d.blame.due(key, blameByCode):
+	case local(err), s.d.blame.due(key, blameByCode, s.d.server, s.d.took == s.link):
 		log.Warn("the cloud refused a record; it is now a dead letter")
 		s.bury(f, err.Error())
 		return
@@ -84,6 +84,7 @@ func (s *stream) done(f *flight, p place) {
 		key := recordKey{f.lane, f.seq}
 		s.d.suspect.clear(key)
 		s.again = s.d.blame.taken(key) || s.again
+		s.d.took = s.link
 		if s.verdict == accepted {
 			s.d.proved()
 		}

@@ -2,6 +2,7 @@ package forwarder
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"time"
 
@@ -274,6 +275,9 @@ func (s *stream) wait(ctx context.Context) bool {
 	case <-again:
 		s.d.blame.forgive()
 		s.again, s.d.gently = true, true
+		if s.d.blame.several {
+			s.link.Close(errors.New("it refused what there was"))
+		}
 	case <-empty:
 	case <-stuck:
 	case l := <-in[pipeline.Urgent]:
@@ -292,13 +296,18 @@ func (s *stream) wait(ctx context.Context) bool {
 	return true
 }
 
-// patience is when the skipped records are to be tried again, with nothing else to send that could prove the broker.
+// patience is when the skipped records are to be tried again, with nothing else to send that could prove the broker. That is soon
+// where another server may take them and this one has taken nothing.
 func (s *stream) patience() (again <-chan time.Time, stop func() bool) {
 	if len(s.d.blame.skipped) == 0 || s.window.open > 0 {
 		return nil, func() bool { return false }
 	}
 	if s.retry.IsZero() {
-		s.retry = time.Now().Add(s.d.forbidden.next(s.d.times.forbiddenMin, s.d.times.forbiddenMax))
+		least := s.d.times.forbiddenMin
+		if s.d.blame.several && s.d.took != s.link {
+			least = s.d.times.settle
+		}
+		s.retry = time.Now().Add(s.d.forbidden.next(least, s.d.times.forbiddenMax))
 	}
 	t := time.NewTimer(time.Until(s.retry))
 	return t.C, t.Stop
