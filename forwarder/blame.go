@@ -6,12 +6,12 @@ import "errors"
 // against the record only while the same broker takes others: one with a broken rule or a sick back end refuses all of them,
 // in the same words, and the buffer must not be emptied into the dead letters over that.
 //
-// So only a few records in a row become dead letters while nothing else is taken. Where there are several servers it is one, and
-// none over a connection that has taken nothing; there the word of a second server makes a record a dead letter, too. A further one that is refused stays in the
-// buffer and is skipped, and those behind it are tried. When one of these is taken, the skipped ones are sent once more, and become
-// dead letters if they are refused again. When none is, the broker is at fault: the uplink is given the chance to use another
-// server, sending pauses with an alarm, and begins again with the first record. The
-// price: a record that is taken in the moment in which a broker recovers comes before those that were skipped.
+// So only a few records in a row become dead letters while nothing else is taken: where there are several servers one, by the
+// word of two of them or of one that has taken others over the same connection. A further one that is refused stays in the buffer
+// and is skipped, and those behind it are tried. When one of these is taken, the skipped ones are sent once more, and become dead
+// letters if they are refused again. When none is, the broker is at fault: the uplink is given the chance to use another server,
+// sending pauses with an alarm, and begins again with the first record. The price: a record that is taken in the moment in which
+// a broker recovers comes before those that were skipped.
 const (
 	// blameByCode and blameByClose are how many records in a row may be blamed with no other one taken.
 	blameByCode  = 32
@@ -40,12 +40,9 @@ func (b *blame) due(key recordKey, limit int, server string, proven bool) bool {
 		return true
 	}
 	if b.several {
-		if limit = 0; proven {
-			limit = 1
-		}
 		first, known := b.by[key]
-		if known && first != server {
-			return true
+		if limit = 0; proven || known && first != server {
+			limit = 1
 		}
 		if !known && len(b.by) < skipMost {
 			if b.by == nil {

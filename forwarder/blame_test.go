@@ -204,6 +204,26 @@ func TestOneSickServerOfSeveral(t *testing.T) {
 	}
 }
 
+// TestAllServersSick: what one broken back end has all of them refuse is no more the records' fault.
+func TestAllServersSick(t *testing.T) {
+	for way, no := range map[string]act{"by code": {err: refusedError(0x99)}, "by closing": {cut: true, byPeer: true}} {
+		t.Run(way, func(t *testing.T) {
+			var healed time.Time
+			inBubble(t, severalServers(testConfig(nil, "cloud")), sickUntil(&healed, no), func(r *rig, cloud *fakeCloud) {
+				healed = time.Now().Add(time.Hour)
+				cloud.servers = 2
+				for i := range 1500 {
+					r.send("a", strconv.Itoa(i+1))
+				}
+				waitEmpty(r, 2*time.Hour)
+				if e := r.entry("all", "cloud"); e.Places["dead"] > 1 {
+					t.Errorf("ledger: %v", e.Places)
+				}
+			})
+		})
+	}
+}
+
 // TestBadRecordAtSeveralServers: it becomes a dead letter when a second server refuses it, or at once where the first has just
 // taken others.
 func TestBadRecordAtSeveralServers(t *testing.T) {
