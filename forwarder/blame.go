@@ -33,8 +33,8 @@ type blame struct {
 	rounds  int                    // that ended with the broker at fault, in a row
 }
 
-// due reports whether a record that a server refused is to become a dead letter. limit is how many in a row may, and proven says whether
-// anything was taken over the connection.
+// due reports whether a record that a server refused is to become a dead letter. limit is how many in a row may, and proven
+// says whether anything was taken over the connection.
 func (b *blame) due(key recordKey, limit int, server string, proven bool) bool {
 	if _, known := b.again[key]; known {
 		return true

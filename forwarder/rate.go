@@ -14,7 +14,8 @@ type pacer struct{ messages, bytes, publishes bucket }
 
 func newPacer(c config.Uplink) pacer {
 	return pacer{
-		bucket{rate: c.MaxRate.Messages.PerSecond()}, bucket{rate: c.MaxRate.Bytes.PerSecond()}, bucket{rate: c.Limits.MaxPublishes.PerSecond()},
+		messages: bucket{rate: c.MaxRate.Messages.PerSecond()}, bytes: bucket{rate: c.MaxRate.Bytes.PerSecond()},
+		publishes: bucket{rate: c.Limits.MaxPublishes.PerSecond()},
 	}
 }
 

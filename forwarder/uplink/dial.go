@@ -77,9 +77,9 @@ const (
 	listenMost  = 3 * time.Second
 )
 
-// reach is dial for somebody who says no CONNECT. With TLS 1.3 the word that a server does not take the client's certificate, or
-// wants one, comes only after the handshake (RFC 8446, 4.4.2.4), so it is listened for a moment; a server of MQTT says nothing
-// by itself. WebSocket has had an answer by then.
+// reach is dial for somebody who says no CONNECT. With TLS 1.3 the word that a server does not take the client's certificate,
+// or wants one, comes only after the handshake (RFC 8446, 4.4.2.4), so it is listened for a moment; a server of MQTT says
+// nothing by itself. WebSocket has had an answer by then.
 func reach(ctx context.Context, s *settings, sv server) (nc, tcp net.Conn, err error) {
 	started := time.Now()
 	nc, tcp, err = dial(ctx, s, sv)

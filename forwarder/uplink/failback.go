@@ -158,9 +158,9 @@ func (c *Client) proves(err error) error {
 	return err
 }
 
-// probeID is the client identifier that asks whether a server is back. It is the same every time, so that rules can let it in, differs
-// from what anybody would choose, so that no other client is thrown off, and is no longer than the configured one or than the
-// 23 bytes that every server takes [MQTT-3.1.3-5].
+// probeID is the client identifier that asks whether a server is back. It is the same every time, so that rules can let it in,
+// differs from what anybody would choose, so that no other client is thrown off, and is no longer than the configured one or
+// than the 23 bytes that every server takes [MQTT-3.1.3-5].
 func probeID(clientID string) string {
 	sum := sha256.Sum256([]byte(clientID))
 	tail := "-probe-" + hex.EncodeToString(sum[:3])

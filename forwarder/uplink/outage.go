@@ -12,8 +12,8 @@ const (
 	maxFailures = 64
 )
 
-// outage remembers which failures were logged since there was a connection, so that one that goes on for days, at several servers in
-// turn, is not logged at every attempt. The zero value is ready.
+// outage remembers which failures were logged since there was a connection, so that one that goes on for days, at several
+// servers in turn, is not logged at every attempt. The zero value is ready.
 type outage struct {
 	logged map[string]time.Time // by server and failure
 }
