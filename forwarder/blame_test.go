@@ -187,7 +187,7 @@ func TestOneSickServerOfSeveral(t *testing.T) {
 						return ack
 					}
 					inBubble(t, severalServers(cfg), decide, func(r *rig, cloud *fakeCloud) {
-						cloud.servers = 2
+						cloud.setServers(2)
 						cloud.setOffline(true)
 						for i := range n {
 							r.send("a", strconv.Itoa(i+1))
@@ -211,7 +211,7 @@ func TestAllServersSick(t *testing.T) {
 			var healed time.Time
 			inBubble(t, severalServers(testConfig(nil, "cloud")), sickUntil(&healed, no), func(r *rig, cloud *fakeCloud) {
 				healed = time.Now().Add(time.Hour)
-				cloud.servers = 2
+				cloud.setServers(2)
 				for i := range 1500 {
 					r.send("a", strconv.Itoa(i+1))
 				}
@@ -237,7 +237,7 @@ func TestBadRecordAtSeveralServers(t *testing.T) {
 					return ack
 				}
 				inBubble(t, severalServers(testConfig(nil, "cloud")), decide, func(r *rig, cloud *fakeCloud) {
-					cloud.servers = 2
+					cloud.setServers(2)
 					for i := range before {
 						r.send("a", strconv.Itoa(i+1))
 					}

@@ -125,6 +125,13 @@ func (c *fakeCloud) Status() LinkStatus {
 	return LinkStatus{Connected: c.current != nil, Server: fmt.Sprintf("fake %d", c.links%max(c.servers, 1))}
 }
 
+// setServers makes it n servers, which are connected to in turn.
+func (c *fakeCloud) setServers(n int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.servers = n
+}
+
 // setOffline takes the cloud away or brings it back.
 func (c *fakeCloud) setOffline(off bool) {
 	c.mu.Lock()
