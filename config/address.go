@@ -21,7 +21,16 @@ type endpoint struct {
 
 // String returns the URL with its port spelt out.
 func (e endpoint) String() string {
-	return e.scheme + "://" + net.JoinHostPort(e.host, strconv.Itoa(e.port)) + e.path
+	host := strings.ReplaceAll(net.JoinHostPort(e.host, strconv.Itoa(e.port)), "%", "%25") // of a zone (RFC 6874, 2)
+	return e.scheme + "://" + host + e.path
+}
+
+// WithoutQuery is a URL for people to see: its query may hold a token.
+func WithoutQuery(address string) string {
+	if before, _, found := strings.Cut(address, "?"); found {
+		return before + "?..."
+	}
+	return address
 }
 
 // defaultPorts of the schemes the agreed file knows.
@@ -31,13 +40,13 @@ func defaultPorts() map[string]int {
 
 // parseEndpoint reads a URL with one of the schemes; those of later are known but not built yet.
 func parseEndpoint(text string, schemes, later []string) (endpoint, error) {
-	example := schemes[0] + "://HOST:PORT"
+	example, shown := schemes[0]+"://HOST:PORT", WithoutQuery(text)
 	if !strings.Contains(text, "://") {
-		return endpoint{}, fmt.Errorf("%q is no address of the form %s", text, example)
+		return endpoint{}, fmt.Errorf("%q is no address of the form %s", shown, example)
 	}
 	u, err := url.Parse(text)
 	if err != nil {
-		return endpoint{}, fmt.Errorf("%q is no address of the form %s", text, example)
+		return endpoint{}, fmt.Errorf("%q is no address of the form %s", shown, example)
 	}
 	switch {
 	case slices.Contains(later, u.Scheme):
@@ -47,9 +56,9 @@ func parseEndpoint(text string, schemes, later []string) (endpoint, error) {
 	case u.User != nil:
 		return endpoint{}, errors.New("an address holds no user or password; they have keys of their own")
 	case strings.HasSuffix(u.Host, ":"):
-		return endpoint{}, fmt.Errorf("%q has a colon and no port behind it; the form is %s", text, example)
+		return endpoint{}, fmt.Errorf("%q has a colon and no port behind it; the form is %s", shown, example)
 	case u.Fragment != "", !webSocket(u.Scheme) && (u.Path != "" && u.Path != "/" || u.RawQuery != ""):
-		return endpoint{}, fmt.Errorf("%q has something behind the port; the form is %s", text, example)
+		return endpoint{}, fmt.Errorf("%q has something behind the port; the form is %s", shown, example)
 	}
 	e := endpoint{scheme: u.Scheme, host: u.Hostname(), port: defaultPorts()[u.Scheme]}
 	if webSocket(u.Scheme) {
@@ -78,6 +87,12 @@ func webSocketPath(u *url.URL) string {
 		path += "?" + u.RawQuery
 	}
 	return path
+}
+
+// same reports whether o is the same address.
+func (e endpoint) same(o endpoint) bool {
+	e.host, o.host = strings.ToLower(e.host), strings.ToLower(o.host)
+	return e == o
 }
 
 // encrypted reports whether the scheme is one with TLS.
@@ -158,5 +173,5 @@ func HostPort(address string) string {
 	if i := strings.IndexAny(rest, "/?"); i >= 0 {
 		rest = rest[:i]
 	}
-	return rest
+	return strings.ReplaceAll(rest, "%25", "%") // of a zone
 }

@@ -10,6 +10,8 @@ import (
 // defaults fills sections with what absent keys mean. All defaults of the file are here.
 type defaults struct{}
 
+const defaultFailback = Age(5 * time.Minute)
+
 // Bounds that come from MQTT itself.
 const (
 	maxInFlight  = 65535     // receive maximum is a two-byte number [MQTT-3.1.2.11.3]
@@ -52,7 +54,7 @@ func (defaults) fill(section any) {
 			AckTimeout: Duration(30 * time.Second),
 			Buffer:     Buffer{MaxBytes: 512 << 20, WhenFull: "drop-oldest", Compress: "auto"},
 		}
-		s.Failback, s.Retain, s.SASLifetime = Age(5*time.Minute), "keep", Duration(time.Hour)
+		s.Failback, s.Retain, s.SASLifetime = defaultFailback, "keep", Duration(time.Hour)
 	case *Batch:
 		*s = Batch{
 			MaxMessages: 100, MaxDelay: Duration(time.Second), MaxBytes: 128 << 10, Compress: "zstd",

@@ -2,7 +2,6 @@ package config
 
 import (
 	"encoding/base64"
-	"fmt"
 	"net/netip"
 	"net/url"
 	"strings"
@@ -11,32 +10,6 @@ import (
 
 // A preset is what one cloud service demands of its clients: it fills in what the user left out and refuses, in check, what
 // the service would refuse at run time. The facts are those of the vendors' pages named at each table.
-
-// Limits are what a cloud service demands of each message. What does not keep to them is never sent. 0 is no limit.
-type Limits struct {
-	Service         string // the preset, for messages to people; empty: there are no limits
-	MaxPacket       int    // bytes of a whole PUBLISH
-	MaxPayload      int    // bytes
-	MaxTopicBytes   int
-	MaxTopicSlashes int
-	// TopicPrefix begins every topic. The gateway's own messages are put behind it, see OwnTopic.
-	TopicPrefix string
-	MaxQoS      int  // 0: no limit
-	NoRetain    bool // the retain flag is refused, on the will too
-	// PlainAcks: an acknowledgement with a reason code of failure ends the connection.
-	PlainAcks bool
-	// StrictIdentity: the service admits no client identifier but the configured one.
-	StrictIdentity bool
-}
-
-// OwnTopic returns the topic on which a message of the gateway itself (tidegate/...) is sent: with TopicPrefix it becomes
-// the property "topic" of a message behind it.
-func (l Limits) OwnTopic(topic string) string {
-	if l.TopicPrefix == "" || strings.HasPrefix(topic, l.TopicPrefix) {
-		return topic
-	}
-	return l.TopicPrefix + "topic=" + url.QueryEscape(topic)
-}
 
 // The presets.
 const (
@@ -127,7 +100,7 @@ func (p *preset) complete(e *endpoint, text string) {
 	if port, ok := p.ports[e.scheme]; ok && u.Port() == "" {
 		e.port = port
 	}
-	if p.path != "" && webSocket(e.scheme) && u.Path == "" && u.RawQuery == "" {
+	if p.path != "" && webSocket(e.scheme) && strings.Trim(u.Path, "/") == "" && u.RawQuery == "" {
 		e.path = p.path
 	}
 }
@@ -160,12 +133,13 @@ func (v *validator) demands(key string, u *Uplink, p *preset, servers []endpoint
 		v.wrong(key+".keep_alive", "%s takes %s to %s", p.name, max(p.keepMin, time.Second), p.keepMax)
 	}
 	p.check(v, key, u, servers)
+	v.batchLimits(key+".batch", *u)
 }
 
-// fillAWS keeps to what a connection may do: 100 publishes a second, 100 of them unacknowledged. Retained messages need a
+// fillAWS keeps to what a connection may do: 100 publishes a second, see checkAWS for batches, and 100 of them unacknowledged. Retained messages need a
 // permission of their own (iot:RetainPublish), and without it the connection ends.
 func fillAWS(v *validator, key string, u *Uplink) {
-	if !v.given(key+".max_rate") || !v.given(key+".max_rate.messages") {
+	if u.Batch == nil && (!v.given(key+".max_rate") || !v.given(key+".max_rate.messages")) {
 		u.MaxRate.Messages = awsRate
 	}
 	if !v.given(key + ".max_in_flight") {
@@ -199,7 +173,9 @@ func checkAWS(v *validator, key string, u *Uplink, servers []endpoint) {
 	if !custom && u.Cert == "" && !v.given(key+".cert") {
 		v.wrong(key+".cert", "aws-iot-core knows a client by its certificate: set cert and key, or the username of a custom authorizer")
 	}
-	if r := u.MaxRate.Messages; r == 0 || r > awsRate {
+	if r := u.MaxRate.Messages; u.Batch != nil {
+		u.Limits.MaxPublishes = awsRate
+	} else if r == 0 || r > awsRate {
 		v.warn(key+".max_rate", "aws-iot-core takes 100 messages a second of one connection and delays or drops it above that")
 	}
 	if len(u.Commands) > awsSubscriptions {
@@ -218,27 +194,6 @@ func (v *validator) commandLimits(key string, u *Uplink) {
 			v.wrong(indexed(key+".command", i)+".from", "%s", err)
 		}
 	}
-}
-
-// CheckTopic reports why the service does not take the topic; nil when it does.
-func (l Limits) CheckTopic(topic string) error {
-	switch {
-	case l.MaxTopicBytes > 0 && len(topic) > l.MaxTopicBytes:
-		return fmt.Errorf("a topic of %d bytes, %s takes %d", len(topic), l.Service, l.MaxTopicBytes)
-	case l.MaxTopicSlashes > 0 && countSlashes(topic) > l.MaxTopicSlashes:
-		return fmt.Errorf("a topic with %d slashes, %s takes %d", countSlashes(topic), l.Service, l.MaxTopicSlashes)
-	case !strings.HasPrefix(topic, l.TopicPrefix):
-		return fmt.Errorf("the topic does not begin with %s, which %s wants", l.TopicPrefix, l.Service)
-	}
-	return nil
-}
-
-// countSlashes counts the slashes of a topic that AWS counts: those of the reserved prefix $aws/rules/NAME/ are free.
-func countSlashes(topic string) int {
-	if rest, ok := strings.CutPrefix(topic, "$aws/rules/"); ok {
-		_, topic, _ = strings.Cut(rest, "/")
-	}
-	return strings.Count(topic, "/")
 }
 
 // fillIoTHub: the hub speaks MQTT 3.1.1 only.
@@ -281,14 +236,21 @@ func checkIoTHub(v *validator, key string, u *Uplink, servers []endpoint) {
 			u.Servers[i] = s.String() + "?iothub-no-client-cert=true"
 		}
 	}
-	u.Limits.TopicPrefix = "devices/" + u.ClientID + "/messages/events/"
+	device := "devices/" + HubResource(u.ClientID)
+	u.Limits.TopicPrefix = device + "/messages/events/"
 	for i, c := range u.Commands {
-		inbox := "devices/" + u.ClientID + "/messages/devicebound/"
+		inbox := device + "/messages/devicebound/"
+		if strings.HasPrefix(c.From, inbox) && strings.Contains(c.From, "+") {
+			v.wrong(indexed(key+".command", i)+".from", "azure-iot-hub takes no + there: write %s#", inbox)
+		}
 		if c.From != "" && !strings.HasPrefix(c.From, inbox) && !strings.HasPrefix(c.From, "$iothub/") {
 			v.wrong(indexed(key+".command", i)+".from", "azure-iot-hub sends commands on %s# and on $iothub/ only", inbox)
 		}
 	}
 }
+
+// HubResource is what stands for a client identifier in topics and tokens of an IoT Hub: that of a module is DEVICE/MODULE.
+func HubResource(clientID string) string { return strings.Replace(clientID, "/", "/modules/", 1) }
 
 func checkEventGrid(v *validator, key string, u *Uplink, _ []endpoint) {
 	certificate := u.Cert != "" || v.given(key+".cert")
@@ -324,6 +286,9 @@ func (v *validator) presetRoutes() {
 			}
 			if u.Limits.MaxQoS == 1 && r.QoS == 2 {
 				v.warn(key+".qos", "uplink.%s (%s) takes at most QoS 1: it is sent with that", to, u.Preset)
+			}
+			if u.Batch != nil {
+				continue // topics and flags of the messages stand inside the batches
 			}
 			if u.Limits.NoRetain && r.Retain == "keep" && v.given(key+".retain") {
 				v.warn(key+".retain", "uplink.%s (%s) sends no retained messages: the flag is removed", to, u.Preset)

@@ -48,6 +48,18 @@ func TestPresetsFillIn(t *testing.T) {
 			hubText + "cert = 'crt'\nkey = 'key'\nservers = ['wss://h.azure-devices.net']\nprotocol = '3.1.1'",
 			"[wss://h.azure-devices.net:443/$iothub/websocket] 3.1.1 [[]] 0 0 strip",
 		},
+		{ // with batches the topics of routes stand inside
+			hubText + "sas_key = { file = 'sas' }\nservers = ['wss://h/']\nbatch = {}",
+			"[wss://h:443/$iothub/websocket?iothub-no-client-cert=true] 3.1.1 [[]] 0 0 strip",
+		},
+		{
+			awsText + "servers = ['mqtts://x']\nbatch = {}\nmax_rate = { messages = '5000/s' }",
+			"[mqtts://x:8883] 5 [[]] 5000 100 strip",
+		},
+		{
+			awsText + "servers = ['mqtts://x']\nbatch = { max_bytes = '128KiB', compress = 'none', topic = '$aws/rules/tidegate/1/2/3/4/5/6/7/8' }",
+			"[mqtts://x:8883] 5 [[]] 0 100 strip",
+		},
 		{
 			gridText + "username = 'n'\ncert = 'crt'\nkey = 'key'\nservers = ['mqtts://h', 'wss://h']",
 			"[mqtts://h:8883 wss://h:443/mqtt] 5 [[] []] 0 0 keep",
@@ -62,7 +74,7 @@ func TestPresetsFillIn(t *testing.T) {
 		},
 	} {
 		head := presetHead
-		if strings.Contains(c.text, AzureIoTHub) {
+		if strings.Contains(c.text, AzureIoTHub) && !strings.Contains(c.text, "batch") {
 			head += hubTopic
 		}
 		conf, ps := read(name, []document{{name, []byte(head + c.text)}}, nil)
@@ -76,7 +88,7 @@ func TestPresetsFillIn(t *testing.T) {
 		if strings.ReplaceAll(got, " ", "") != strings.ReplaceAll(c.want, " ", "") {
 			t.Errorf("%s\n got %s\nwant %s", c.text, got, c.want)
 		}
-		if u.Limits.Service != u.Preset {
+		if u.Limits.Service != u.Preset || (u.Limits.MaxPublishes > 0) != (u.Preset == AWSIoTCore && u.Batch != nil) {
 			t.Errorf("limits %+v", u.Limits)
 		}
 	}
@@ -95,6 +107,11 @@ func TestPresetProblems(t *testing.T) {
 		{presetHead + "[uplink.c]\npreset = 'aws-iot-core'\nservers = ['mqtts://x']", "uplink.c.cert: aws-iot-core knows a client by its certificate"},
 		{presetHead + aws + "keep_alive = '10s'", "uplink.c.keep_alive: aws-iot-core takes 30s to 20m0s"},
 		{presetHead + aws + "keep_alive = '21m'", "uplink.c.keep_alive: aws-iot-core takes 30s to 20m0s"},
+		{presetHead + aws + "batch = { topic = '1/2/3/4/5/6/7/8/9' }", "uplink.c.batch.topic: a topic with 8 slashes, aws-iot-core takes 7"},
+		{presetHead + aws + "batch = { max_bytes = '1MiB', compress = 'none' }", "uplink.c.batch.max_bytes: aws-iot-core takes 131072 bytes in one message: lower it, or let the batches be packed"},
+		{presetHead + hub + "batch = { topic = 'sites/batch' }", "uplink.c.batch.topic: the topic does not begin with devices/d1/messages/events/, which azure-iot-hub wants"},
+		{presetHead + hub + "batch = { max_bytes = '256KiB', compress = 'none' }", "uplink.c.batch.max_bytes: azure-iot-hub takes 261"},
+		{presetHead + hubTopic + hub + "[[uplink.c.command]]\nfrom = 'devices/d1/messages/devicebound/+/x'\nto = 'y'", "uplink.c.command[1].from: azure-iot-hub takes no + there: write devices/d1/messages/devicebound/#"},
 		{presetHead + aws + "max_rate = { messages = '101/s' }", "uplink.c.max_rate: warning: aws-iot-core takes 100 messages a second of one connection"},
 		{presetHead + aws + "client_id = '" + strings.Repeat("x", 129) + "'", "uplink.c.client_id: has 129 bytes, aws-iot-core takes 128"},
 		{presetHead + aws + strings.Repeat("[[uplink.c.command]]\nfrom = 'x'\nto = 'y'\n", 9), "uplink.c.command: aws-iot-core takes at most 8 subscriptions at once, this uplink has 9"},
@@ -135,10 +152,19 @@ func TestPresetProblems(t *testing.T) {
 	}
 }
 
+// TestModuleOfAHub: a module has topics of its own below its device.
+func TestModuleOfAHub(t *testing.T) {
+	name := presetFile(t)
+	text := "[route.r]\nfrom=['a/#']\ntopic='devices/d1/modules/m1/messages/events/'\n[uplink.c]\npreset='azure-iot-hub'\nclient_id='d1/m1'\nservers=['mqtts://h']\nsas_key={file='sas'}"
+	if _, ps := read(name, []document{{name, []byte(text)}}, nil); len(ps) > 0 {
+		t.Error(relative(filepath.Dir(name), ps))
+	}
+}
+
 func TestLimits(t *testing.T) {
 	aws := Limits{Service: "s", MaxTopicBytes: 20, MaxTopicSlashes: 2}
 	for topic, ok := range map[string]bool{
-		"a/b/c": true, "a/b/c/d": false, "$aws/rules/r/a/b": true, "$aws/rules/r/a/b/c/": false, strings.Repeat("x", 21): false,
+		"a/b/c": true, "a/b/c/d": false, "$aws/rules/r/a/b": true, "$aws/rules/r/a/b/c/": false, "$aws/rules/a_long_name_of_a_rule/a/b": true, strings.Repeat("x", 21): false,
 	} {
 		if err := aws.CheckTopic(topic); (err == nil) != ok {
 			t.Errorf("%s: %v", topic, err)

@@ -142,7 +142,7 @@ func TestProblems(t *testing.T) {
 		{"uplink without a route", "[uplink.c]\nservers = ['mqtt://h']", `1:9: uplink.c: warning: no route leads to it, so no message goes up`},
 		{"uplink without a server", "[route.r]\nfrom = ['a']\n[uplink.c]", `3:9: uplink.c.servers: is missing: name at least one server, such as ["mqtts://broker.example.com:8883"]`},
 		{"no server", "[route.r]\nfrom = ['a']\n[uplink.c]\nservers = []", `4:11: uplink.c.servers: is empty: name at least one server`},
-		{"server twice", "[route.r]\nfrom = ['a']\n[uplink.c]\nservers = ['mqtt://h', 'mqtt://h:1883']", `4:24: uplink.c.servers: warning: is listed twice`},
+		{"server twice", "[route.r]\nfrom = ['a']\n[uplink.c]\nservers = ['mqtt://h', 'mqtt://h:1883']", `4:24: uplink.c.servers: is listed twice: a server that fails is tried again anyway`},
 		{"server of another protocol", "[route.r]\nfrom = ['a']\n[uplink.c]\nservers = ['ssl://h']", `4:12: uplink.c.servers: unknown scheme ssl://, known here are mqtt://, mqtts://, ws://, wss://; did you mean "mqtts://"?`},
 		{"server without a scheme", "[route.r]\nfrom = ['a']\n[uplink.c]\nservers = ['h:1883']", `4:12: uplink.c.servers: "h:1883" is no address of the form mqtt://HOST:PORT`},
 		{"server without a host", "[route.r]\nfrom = ['a']\n[uplink.c]\nservers = ['mqtt://:1883']", `4:12: uplink.c.servers: "mqtt://:1883" needs a host and a port`},

@@ -50,6 +50,9 @@ func (d *decoder) proxy(n *node, path string) Proxy {
 	default:
 		d.add(Error, n.at, path, "must be %s, not %s", proxyForms, n.kind)
 	}
+	if strings.HasPrefix(p.URL, "http") && strings.Contains(p.Username, ":") {
+		d.add(Error, n.at, path, "a user name cannot have a colon (RFC 7617, 2)")
+	}
 	if strings.HasPrefix(p.URL, "socks5:") && (len(p.Username) > maxSOCKSText || len(p.Password.value) > maxSOCKSText) {
 		d.add(Error, n.at, path, "a user name and a password of SOCKS5 have at most %d bytes", maxSOCKSText)
 	}
@@ -82,9 +85,17 @@ func (d *decoder) proxyTable(n *node, path string, p *Proxy) {
 	switch {
 	case n.fields["url"] == nil:
 		d.add(Error, n.at, path, "needs the address of the proxy: url = \"http://HOST:PORT\"")
+	case n.fields["username"] != nil && d.userInURL(n):
+		d.add(Error, n.fields["username"].at, join(path, "username"), "and a user in url exclude each other")
 	case p.Password.IsSet() && p.Username == "":
 		d.add(Error, n.at, path, "has a password and no username")
 	}
+}
+
+// userInURL reports whether the url of a proxy's table names a user.
+func (d *decoder) userInURL(n *node) bool {
+	u, err := url.Parse(n.fields["url"].text)
+	return err == nil && u.User != nil
 }
 
 // proxyURL reads the address of a proxy, with a user and a password in it or not.
@@ -151,7 +162,7 @@ func (v *validator) way(key string, u Uplink) {
 		v.wrong(key+".proxy.ca", "is only for a proxy with https://")
 	}
 	v.oneOf(key+".retain", u.Retain, "keep", "strip")
-	if strings.ContainsAny(u.ServerName, "/: ") {
+	if strings.ContainsFunc(u.ServerName, func(c rune) bool { return !isBare(c) && c != '.' }) || strings.HasPrefix(u.ServerName, ".") {
 		v.wrong(key+".server_name", "%q is no host name", u.ServerName)
 	}
 	for i, p := range u.ALPN {

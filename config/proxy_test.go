@@ -59,6 +59,8 @@ func TestProxyProblems(t *testing.T) {
 		{`{ url = "http://p:1", password = "s3cret" }`, "proxy", "a password and no username"},
 		{`{ url = "http://p:1", username = "u", password = { env = "TIDEGATE_TEST_NOT_SET" } }`, "proxy.password.env", "is not set"},
 		{`{ url = "http://p:1", ca = "/nowhere/ca.crt" }`, "proxy.ca", "no such file"},
+		{`{ url = "http://gw:s3cret@p:1", username = "u" }`, "proxy.username", "and a user in url exclude each other"},
+		{`{ url = "http://p:1", username = "a:b" }`, "proxy", "cannot have a colon"},
 		{`"socks5://gw:` + strings.Repeat("s3cret", 50) + `@p"`, "proxy", "at most 255 bytes"},
 	} {
 		_, ps := checkText(uplinkText + "proxy = " + c.text)
@@ -80,12 +82,22 @@ func TestProxyProblems(t *testing.T) {
 }
 
 func TestWordsOfAnUplink(t *testing.T) {
+	gateway := defaultGatewayID()
 	for _, c := range []struct{ text, want string }{
 		{"failback = '500ms'", `5:12: uplink.cloud.failback: must be "off" or 1s or more, not "500ms"`},
 		{"failback = 5", `5:12: uplink.cloud.failback: must be "off" or a duration in quotes, such as "24h", not an integer`},
 		{"retain = 'clear'", `5:10: uplink.cloud.retain: must be "keep" or "strip", not "clear"`},
-		{"server_name = 'https://x'", `5:15: uplink.cloud.server_name: "https://x" is no host name`},
-		{"alpn = ['']", `5:9: uplink.cloud.alpn: a protocol has 1 to 255 bytes`},
+		{"server_name = 'https://x'", `5:15: uplink.cloud.server_name: "https://x" is no host name` + "\n" + `5:15: uplink.cloud.server_name: warning: has no effect: no server of this uplink is mqtts:// or wss://`},
+		{"alpn = ['']", `5:8: uplink.cloud.alpn: warning: has no effect: no server of this uplink is mqtts:// or wss://` + "\n" + `5:9: uplink.cloud.alpn: a protocol has 1 to 255 bytes`},
+		{"failback = '1m'", "5:12: uplink.cloud.failback: warning: has no effect: there is one server, and nothing to return to"},
+		{"failback = '5m'", ""},
+		{"failback = 'off'", ""},
+		{"sas_lifetime = '1h'", "5:16: uplink.cloud.sas_lifetime: warning: has no effect without sas_key"},
+		{"max_in_flight = 40000", "5:17: uplink.cloud.max_in_flight: warning: more than 32000 are never in flight"},
+		{"batch = { topic = 'tidegate/{gateway}/status' }", "5:19: uplink.cloud.batch.topic: the gateway publishes something else on tidegate/" + gateway + "/status; choose another topic, or leave the key out"},
+		{"batch = { topic = 'tidegate/{gateway}/uplink/other/gaps' }", "5:19: uplink.cloud.batch.topic: the gateway publishes something else on tidegate/" + gateway + "/uplink/other/gaps; choose another topic, or leave the key out"},
+		{"batch = { topic = 'tidegate/{gateway}/bridge/coap/status' }", "5:19: uplink.cloud.batch.topic: the gateway publishes something else on tidegate/" + gateway + "/bridge/coap/status; choose another topic, or leave the key out"},
+		{"batch = { topic = 'tidegate/{gateway}/uplink/other/batch' }", ""},
 		{"sas_key = 'AAAA'", `5:11: uplink.cloud.sas_key: is only for preset = "azure-iot-hub"`},
 		{"preset = 'aws'", `5:10: uplink.cloud.preset: must be "aws-iot-core", "azure-iot-hub", "azure-event-grid", "hivemq-cloud" or "emqx-cloud", not "aws"; did you mean "aws-iot-core"?`},
 	} {
@@ -95,10 +107,27 @@ func TestWordsOfAnUplink(t *testing.T) {
 	}
 }
 
+// TestServersTellNoQuery: it may hold a token.
+func TestServersTellNoQuery(t *testing.T) {
+	for _, servers := range []string{
+		`'ws:/h?t=s3cret'`, `'ws://h:x?t=s3cret'`, `'ws://h:?t=s3cret'`, `'mqtt://h?t=s3cret'`, `'ws://h:0?t=s3cret'`, `'ws://10.0.0.1/m?t=s3cret'`,
+		`'ws://h/?t=s3cret', 'ws://H:80/?t=s3cret'`,
+	} {
+		_, ps := checkText("[route.r]\nfrom = ['a']\n[uplink.c]\nusername = 'u'\npassword = 'p'\nservers = [" + servers + "]")
+		if len(ps) == 0 || strings.Contains(lines(ps), "s3cret") {
+			t.Errorf("%s: %s", servers, lines(ps))
+		}
+	}
+	if got := WithoutQuery("wss://h/mqtt?a=b?c"); got != "wss://h/mqtt?..." {
+		t.Error(got)
+	}
+}
+
 func TestWebSocketServers(t *testing.T) {
 	for text, want := range map[string]string{
 		"ws://h": "ws://h:80/mqtt", "wss://h": "wss://h:443/mqtt", "wss://h/": "wss://h:443/", "wss://h:8084/x/y?z=1": "wss://h:8084/x/y?z=1",
-		"wss://h?z=1": "wss://h:443/mqtt?z=1", "ws://[::1]:8083/a%2Fb": "ws://[::1]:8083/a%2Fb",
+		"wss://h?z=1": "wss://h:443/mqtt?z=1", "ws://h//mqtt": "ws://h:80//mqtt", "mqtt://[fe80::1%25eth0]": "mqtt://[fe80::1%25eth0]:1883",
+		"ws://[::1]:8083/a%2Fb": "ws://[::1]:8083/a%2Fb",
 	} {
 		c, ps := checkText("[route.r]\nfrom = ['a']\n[uplink.c]\nservers = ['" + text + "']")
 		if len(ps) > 0 {
@@ -109,7 +138,9 @@ func TestWebSocketServers(t *testing.T) {
 			t.Errorf("%s becomes %s, want %s", text, got, want)
 		}
 	}
-	if got := HostPort("wss://h:443/mqtt?x=1"); got != "h:443" {
-		t.Errorf("host and port %s", got)
+	for text, want := range map[string]string{"wss://h:443/mqtt?x=1": "h:443", "coap://[fe80::1%25eth0]:5683": "[fe80::1%eth0]:5683"} {
+		if got := HostPort(text); got != want {
+			t.Errorf("host and port %s, want %s", got, want)
+		}
 	}
 }

@@ -21,6 +21,7 @@ func (v *validator) uplinks() {
 		v.tlsFiles(key, &u, servers)
 		v.timing(key, u)
 		v.batch(key, name, u.Batch)
+		v.effects(key, u, servers)
 		v.buffer(key, u)
 		v.commands(key, name, &u)
 		v.way(key, u)
@@ -71,9 +72,9 @@ func (v *validator) servers(key string, u *Uplink, service *preset) []endpoint {
 		case err != nil:
 			v.badEndpoint(v.item(key, i), key, err)
 		case e.host == "" || e.port == 0:
-			v.wrongItem(key, i, "%q needs a host and a port", text)
-		case slices.Contains(good, e):
-			v.warnItem(key, i, "is listed twice")
+			v.wrongItem(key, i, "%q needs a host and a port", WithoutQuery(text))
+		case slices.ContainsFunc(good, e.same):
+			v.wrongItem(key, i, "is listed twice: a server that fails is tried again anyway")
 		default:
 			good[i], u.Servers[i] = e, e.String()
 		}
@@ -91,7 +92,7 @@ func (v *validator) login(key string, u Uplink, servers []endpoint) {
 	}
 	for _, s := range servers {
 		if hasPassword && (s.scheme == "mqtt" || s.scheme == "ws") && !s.loopback() {
-			v.warn(key+".password", "goes to %s unencrypted; %ss:// encrypts it", s, s.scheme)
+			v.warn(key+".password", "goes to %s unencrypted; %ss:// encrypts it", WithoutQuery(s.String()), s.scheme)
 			return
 		}
 	}
@@ -206,6 +207,8 @@ func (v *validator) batch(key, uplink string, b *Batch) {
 		v.wrong(key+".topic", "has %d bytes, at most %d can be sent", len(b.Topic), maxTopicBytes)
 	case b.Topic == "$SYS" || strings.HasPrefix(b.Topic, "$SYS/") || strings.HasPrefix(b.Topic, "$share/"):
 		v.wrong(key+".topic", "the topics $SYS/# and $share/# are the cloud broker's own")
+	case ofGateway(b.Topic, v.c.Gateway.ID):
+		v.wrong(key+".topic", "the gateway publishes something else on %s; choose another topic, or leave the key out", b.Topic)
 	}
 }
 

@@ -148,7 +148,7 @@ func (s *stream) collect(f *flight, m *message.Message) {
 		p.lines = p.lines[:from]
 		g.full[f.lane], p, from = p, next, 0
 	}
-	f.from, f.to = from, len(p.lines)
+	f.from, f.to, f.exactly = from, len(p.lines), m.QoS == 2
 	f.lease.refs++
 	p.members = append(p.members, f)
 	p.qos = max(p.qos, m.QoS, 1)
@@ -290,9 +290,14 @@ func (s *stream) ship(ctx context.Context, p *parcel) bool {
 		Topic: g.topic, Payload: p.payload, QoS: p.qos, ContentType: g.encoder.Compression().ContentType(),
 		Received: p.begun, Source: message.Source{Protocol: message.Self, Client: g.gateway},
 	}
-	n := len(p.members) // the answer may come before Send returns
+	n, exactly := len(p.members), 0 // the answer may come before Send returns
+	for _, f := range p.members {
+		if f.exactly {
+			exactly++
+		}
+	}
 	answer := &flight{parcel: p}
-	err := s.link.Send(ctx, m, Identity{}, func(err error) { s.answers.put(answer, err) })
+	err := s.link.Send(ctx, m, Identity{Exactly: exactly}, func(err error) { s.answers.put(answer, err) })
 	switch {
 	case err == nil:
 		s.paid(p.lane, cost{n, len(g.topic) + len(m.Payload)})

@@ -607,6 +607,47 @@ func TestBatchRate(t *testing.T) {
 	})
 }
 
+// TestBatchesOfABoundedConnection: where a cloud takes so many packets a second, that is no bound for what is in them.
+func TestBatchesOfABoundedConnection(t *testing.T) {
+	for most, want := range map[int]time.Duration{100: 500 * time.Millisecond, 1: 50 * time.Second} {
+		cfg := batchConfig(nil, func(b *config.Batch) { b.MaxMessages = most })
+		u := cfg.Uplinks["cloud"]
+		u.Limits.MaxPublishes = 100 * 1000 // thousandths
+		cfg.Uplinks["cloud"] = u
+		inBubble(t, cfg, takeAll, func(r *rig, c *fakeCloud) {
+			c.setOffline(true)
+			for i := range 5000 {
+				r.send("a", strconv.Itoa(i+1))
+			}
+			c.setOffline(false)
+			if took := waitEmpty(r, 5*time.Minute); took < want*7/10 || took > want*2 {
+				t.Errorf("5000 messages in batches of %d, 100 packets a second, took %v", most, took)
+			}
+		})
+	}
+}
+
+// TestBatchTellsItsQoS: how many of its records want QoS 2 is known where it is lowered.
+func TestBatchTellsItsQoS(t *testing.T) {
+	cfg := batchConfig(map[string]config.Route{"one": {From: []string{"a"}, QoS: 1}, "two": {From: []string{"b"}, QoS: 2}}, nil)
+	inBubble(t, cfg, takeAll, func(r *rig, c *fakeCloud) {
+		c.setOffline(true)
+		for range 5 {
+			r.send("a", "x")
+			r.send("b", "x")
+		}
+		c.setOffline(false)
+		waitEmpty(r, time.Minute)
+		exactly := 0
+		for _, a := range c.arrivals() {
+			exactly += a.id.Exactly
+		}
+		if exactly != 5 {
+			t.Errorf("%d records want QoS 2", exactly)
+		}
+	})
+}
+
 // TestBatchMembersExpire: what is not worth sending any more when its batch leaves is left out, counted and announced.
 func TestBatchMembersExpire(t *testing.T) {
 	set := func(b *config.Batch) { b.MaxDelay = config.Duration(10 * time.Second) }

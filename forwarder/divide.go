@@ -65,15 +65,12 @@ func (s *stream) divide(p *parcel, err error) {
 	}
 	switch {
 	case n == 1:
-		f := p.members[0]
-		s.d.log.Warn("the cloud refused a record; it is now a dead letter", "lane", f.lane.String(), "seq", uint64(f.seq), "err", err)
-		reason := err.Error()
 		if errors.As(err, &refusal) && refusal.Code() == codePacketTooLarge && g.encoder.Compression() == envelope.None {
 			// By itself it may have fitted. What the cloud can read is the user's to say, so it is not packed all the same.
-			reason = fmt.Sprintf("%s; its batch has %d bytes, its record %d: compress = \"zstd\" or \"gzip\" makes it about as long as by itself",
-				reason, len(p.payload), len(f.data))
+			err = fmt.Errorf("%w; its batch has %d bytes, its record %d: compress = \"zstd\" or \"gzip\" makes it about as long as by itself",
+				err, len(p.payload), len(p.members[0].data))
 		}
-		s.bury(f, reason)
+		s.refused(p.members[0], err)
 		g.recycle(p)
 	case g.over:
 		s.landAll(p)

@@ -2,6 +2,7 @@ package forwarder
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
@@ -52,7 +53,9 @@ type drain struct {
 	pacer     pacer
 	batching  *batching
 	suspect   suspicion
-	condemned int // records condemned since the last one that was delivered
+	blame     blame
+	server    string // of the link in use
+	took      Link   // the last one over which a record was taken
 	quota     backoff
 	forbidden backoff
 	last      *cell // of the last record
@@ -79,6 +82,7 @@ func (d *drain) run(ctx context.Context) {
 			pause(ctx, d.times.provePoll) // the uplink has not noticed yet
 			continue
 		}
+		d.server = d.out.uplink.Status().Server
 		s := &stream{d: d, link: link, answers: newAnswers(), gather: d.batching.pass()}
 		d.after(ctx, link, s.run(ctx))
 	}
@@ -86,8 +90,11 @@ func (d *drain) run(ctx context.Context) {
 
 // after decides what to do between two passes.
 func (d *drain) after(ctx context.Context, link Link, e ending) {
-	if e.lost {
+	switch {
+	case e.lost:
 		d.afterLoss(ctx, link, e)
+	case e.verdict == faulty:
+		link.Close(e.why) // another server may be better, or another connection to this one
 	}
 	switch {
 	case ctx.Err() != nil:
@@ -119,20 +126,28 @@ func (d *drain) afterLoss(ctx context.Context, link Link, e ending) {
 		// It may have been too large for a broker that cannot say so, and not one of its records to blame.
 		d.batching.size.shrink(e.batched, smallest)
 	}
-	if !d.suspect.condemned(e.oldest) {
+	if !d.suspect.condemned(e.oldest) || d.blame.due(e.oldest, blameByClose, d.server, d.took == link) {
 		return
 	}
-	if d.condemned++; d.condemned > 1 {
-		// Not one record was delivered since the last one was condemned. That looks like a rule of the cloud and not
-		// like the records, so the buffer is not emptied into the dead letters at full speed.
-		d.rest(ctx, "forbidden", fmt.Errorf("the cloud broker closes the connection on record after record"),
-			d.forbidden.next(d.times.forbiddenMin, d.times.forbiddenMax))
+	why := errors.New("the cloud broker closes the connection on record after record, which are kept")
+	d.suspect = suspicion{}
+	if d.blame.skip(e.oldest, skipByClose) {
+		d.keeps(why)
+		return
 	}
+	d.rest(ctx, "forbidden", why, d.forbidden.next(d.times.forbiddenMin, d.times.forbiddenMax))
+}
+
+// keeps raises the alarm over a refused record that stays in the buffer, as nothing else has been taken.
+func (d *drain) keeps(why error) {
+	if d.alarm == "" {
+		d.log.Warn("the cloud refuses records and takes none; they are kept, nothing is lost", "err", why)
+	}
+	d.setAlarm(fmt.Sprintf("the last records were refused, and none was taken; they are kept: %v", why))
 }
 
 // proved notes that the cloud takes records.
 func (d *drain) proved() {
-	d.condemned = 0
 	if d.alarm != "" { // only this goroutine writes it
 		d.forbidden.reset()
 		d.setAlarm("")

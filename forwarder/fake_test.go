@@ -59,6 +59,7 @@ type fakeCloud struct {
 	changed  chan struct{}
 	offline  bool
 	unproven bool
+	servers  int // in turn, one for each connection; 0: one
 	handler  message.Handler
 }
 
@@ -121,7 +122,14 @@ func (c *fakeCloud) connect() {
 func (c *fakeCloud) Status() LinkStatus {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return LinkStatus{Connected: c.current != nil, Server: "fake"}
+	return LinkStatus{Connected: c.current != nil, Server: fmt.Sprintf("fake %d", c.links%max(c.servers, 1))}
+}
+
+// setServers makes it n servers, which are connected to in turn.
+func (c *fakeCloud) setServers(n int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.servers = n
 }
 
 // setOffline takes the cloud away or brings it back.

@@ -194,7 +194,7 @@ func (f *Forwarder) newOutput(index int, name string, c config.Uplink, link Upli
 	}
 	o.drain = &drain{
 		out: o, gateway: f.gateway, address: f.gateway + "/" + name, log: logger, metrics: f.metrics, times: defaultTimes(),
-		pacer: newPacer(c.MaxRate), liveFirst: c.LiveFirst,
+		pacer: newPacer(c), liveFirst: c.LiveFirst, blame: blame{several: len(c.Servers) > 1},
 	}
 	if o.drain.batching, err = newBatching(f.gateway, name, c.Batch, f.metrics); err != nil {
 		return nil, err

@@ -10,29 +10,33 @@ import (
 // burstSpan is how long a bound may be saved up: what it allows in that time leaves at once after a pause.
 const burstSpan = 100 * time.Millisecond
 
-// pacer bounds what a drain sends, in messages and in bytes. The zero value bounds nothing.
-type pacer struct{ messages, bytes bucket }
+// pacer bounds what a drain sends, in messages, bytes and PUBLISH packets. The zero value bounds nothing.
+type pacer struct{ messages, bytes, publishes bucket }
 
-func newPacer(r config.MaxRate) pacer {
-	return pacer{bucket{rate: r.Messages.PerSecond()}, bucket{rate: r.Bytes.PerSecond()}}
+func newPacer(c config.Uplink) pacer {
+	return pacer{
+		messages: bucket{rate: c.MaxRate.Messages.PerSecond()}, bytes: bucket{rate: c.MaxRate.Bytes.PerSecond()},
+		publishes: bucket{rate: c.Limits.MaxPublishes.PerSecond()},
+	}
 }
 
 // bounds reports whether there is a bound at all.
-func (p *pacer) bounds() bool { return p.messages.rate > 0 || p.bytes.rate > 0 }
+func (p *pacer) bounds() bool { return p.messages.rate > 0 || p.bytes.rate > 0 || p.publishes.rate > 0 }
 
-// delay is how long to wait before what costs so much; 0: it may leave.
+// delay is how long to wait before a packet that costs so much; 0: it may leave.
 func (p *pacer) delay(now time.Time, c cost) time.Duration {
-	return max(p.messages.delay(now, float64(c.messages)), p.bytes.delay(now, float64(c.bytes)))
+	return max(p.messages.delay(now, float64(c.messages)), p.bytes.delay(now, float64(c.bytes)), p.publishes.delay(now, float64(min(c.messages, 1))))
 }
 
-// sent takes what was sent off what may be sent.
+// sent takes a packet that was sent off what may be sent.
 func (p *pacer) sent(c cost) {
+	p.publishes.take(1)
 	p.messages.take(float64(c.messages))
 	p.bytes.take(float64(c.bytes))
 }
 
 // idle forgets what was saved up for something that was not sent.
-func (p *pacer) idle() { p.messages.saving, p.bytes.saving = 0, 0 }
+func (p *pacer) idle() { p.messages.saving, p.bytes.saving, p.publishes.saving = 0, 0, 0 }
 
 // cost is what a record or a batch takes of the bounds. The zero value is that of urgent ones before they leave: they take what is
 // there, and what they cost more is a debt.

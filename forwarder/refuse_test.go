@@ -243,25 +243,6 @@ func TestUnprovenConnectionCondemnsNothing(t *testing.T) {
 	})
 }
 
-// TestEveryRecordCloses: a broker that closes on all records has a rule against this gateway; the buffer must not be
-// emptied into the dead letters quickly.
-func TestEveryRecordCloses(t *testing.T) {
-	decide := func(*fakeCloud, int, message.Message, Identity) act { return act{cut: true, byPeer: true} }
-	inBubble(t, testConfig(nil, "cloud"), decide, func(r *rig, c *fakeCloud) {
-		for i := range 1000 {
-			r.send("a", strconv.Itoa(i+1))
-		}
-		time.Sleep(time.Hour)
-		e := r.entry("all", "cloud")
-		if e.Places["dead"] > 20 {
-			t.Errorf("%d records became dead letters in an hour", e.Places["dead"])
-		}
-		if !strings.Contains(r.f.Status()[0].LastError, "record after record") {
-			t.Errorf("status: %q", r.f.Status()[0].LastError)
-		}
-	})
-}
-
 // TestUrgentFirst: with a backlog in the normal lane an urgent record waits for no more than what is in flight.
 func TestUrgentFirst(t *testing.T) {
 	cfg := testConfig(map[string]config.Route{

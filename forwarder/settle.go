@@ -42,8 +42,7 @@ func (s *stream) settleOne(a answer) {
 	case accepted:
 		s.done(f, placeDelivered)
 	case rejected:
-		s.d.log.Warn("the cloud refused a record; it is now a dead letter", "lane", f.lane.String(), "seq", uint64(f.seq), "err", a.err)
-		s.bury(f, a.err.Error())
+		s.refused(f, a.err)
 	case gone:
 		// It stays in the window: after the pass the oldest one tells what the connection was lost over.
 		s.broken = true
@@ -51,6 +50,23 @@ func (s *stream) settleOne(a answer) {
 		s.land(f)
 		s.end(v, a.err)
 	}
+}
+
+// refused handles a record that the cloud does not want for what it is, as far as the cloud can be believed.
+func (s *stream) refused(f *flight, err error) {
+	key, log := recordKey{f.lane, f.seq}, s.d.log.With("lane", f.lane.String(), "seq", uint64(f.seq), "err", err)
+	switch {
+	case local(err), s.d.blame.due(key, blameByCode, s.d.server, s.d.took == s.link):
+		log.Warn("the cloud refused a record; it is now a dead letter")
+		s.bury(f, err.Error())
+		return
+	case s.verdict != accepted: // the pass ends, and what was in flight is sent again
+	case s.d.blame.skip(key, skipByCode):
+		s.d.keeps(err)
+	default:
+		s.end(faulty, fmt.Errorf("the cloud broker refuses record after record, which are kept: %w", err))
+	}
+	s.land(f)
 }
 
 // end makes the pass end with a pause; of several reasons the gravest counts.
@@ -65,7 +81,10 @@ func (s *stream) done(f *flight, p place) {
 	if p == placeDelivered {
 		s.delivered++
 		s.d.metrics.uplink.Observe(max(s.now.Sub(f.received), 0).Seconds())
-		s.d.suspect.clear(recordKey{f.lane, f.seq})
+		key := recordKey{f.lane, f.seq}
+		s.d.suspect.clear(key)
+		s.again = s.d.blame.taken(key) || s.again
+		s.d.took = s.link
 		if s.verdict == accepted {
 			s.d.proved()
 		}
@@ -121,7 +140,9 @@ func (s *stream) bury(f *flight, reason string) {
 func (s *stream) settleBurial(f *flight, err error) {
 	s.burials--
 	if err == nil {
-		s.d.suspect.clear(recordKey{f.lane, f.seq})
+		key := recordKey{f.lane, f.seq}
+		s.d.suspect.clear(key)
+		s.d.blame.buried(key)
 		s.done(f, placeDead)
 		return
 	}

@@ -2,6 +2,7 @@ package forwarder
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"time"
 
@@ -34,6 +35,8 @@ type stream struct {
 	why       error
 	now       time.Time // of the answers being settled
 	broken    bool      // the link is about to be lost
+	again     bool      // the pass ends because skipped records are to be sent again
+	retry     time.Time // when that is, with nothing else to send
 	delivered int
 	pending   bool      // a gap report is in flight
 	burials   int       // dead letters on their way to the disk
@@ -164,7 +167,7 @@ func (s *stream) stand(ctx context.Context, d time.Duration) bool {
 // step does one thing and reports whether the pass goes on.
 func (s *stream) step(ctx context.Context) bool {
 	s.settle()
-	if s.broken || s.verdict != accepted || ctx.Err() != nil || s.isLost() {
+	if s.broken || s.again || s.verdict != accepted || ctx.Err() != nil || s.isLost() {
 		return false
 	}
 	if g := s.gather; g != nil && (g.trying != nil || len(g.pieces) > 0) {
@@ -281,8 +284,16 @@ func (s *stream) wait(ctx context.Context) bool {
 		defer t.Stop()
 		due = t.C
 	}
+	again, stop := s.patience()
+	defer stop()
 	empty, stuck := s.live.stirred()
 	select {
+	case <-again:
+		s.d.blame.forgive()
+		s.again, s.d.gently = true, true
+		if s.d.blame.several {
+			s.link.Close(errors.New("it refused what there was"))
+		}
 	case <-empty:
 	case <-stuck:
 	case l := <-in[pipeline.Urgent]:
@@ -299,6 +310,23 @@ func (s *stream) wait(ctx context.Context) bool {
 	case <-ctx.Done():
 	}
 	return true
+}
+
+// patience is when the skipped records are to be tried again, with nothing else to send that could prove the broker. That is soon
+// where another server may take them and this one has taken nothing.
+func (s *stream) patience() (again <-chan time.Time, stop func() bool) {
+	if len(s.d.blame.skipped) == 0 || s.window.open > 0 {
+		return nil, func() bool { return false }
+	}
+	if s.retry.IsZero() {
+		least := s.d.times.forbiddenMin
+		if s.d.blame.several && s.d.took != s.link {
+			least = s.d.times.settle
+		}
+		s.retry = time.Now().Add(s.d.forbidden.next(least, s.d.times.forbiddenMax))
+	}
+	t := time.NewTimer(time.Until(s.retry))
+	return t.C, t.Stop
 }
 
 // laneOf is the lane of a track.
@@ -352,6 +380,9 @@ func (s *stream) dispatch(ctx context.Context, f *flight, rec *buffer.Rec) bool 
 	age, expired := s.d.out.age(rec)
 	if expired {
 		s.leave(f, placeExpired)
+		return true
+	}
+	if s.d.blame.skips(recordKey{f.lane, f.seq}) {
 		return true
 	}
 	m, err := message.Decode(body)

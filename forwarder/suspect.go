@@ -8,11 +8,12 @@ import (
 // A broker of MQTT 3.1.1 has no words to refuse a record: it closes the connection, and with many records in flight it
 // does not say over which one. The connection is made again, the records are sent again, and it closes again.
 //
-// So the first unanswered record is suspected when the peer closed the connection over it suspectCloses times in a row.
-// From then on records are sent one at a time. Only a close that follows at once on the suspected record, alone in flight
-// on a connection that had shown that it works, is evidence against it; a line or a broker that comes and goes gives none.
-// After condemnCloses such closes it goes to the dead letters. The connection has to stand three times as long before each
-// try, so that a peer that closes every connection after some fixed time is not taken for one that dislikes the record.
+// So the first unanswered record is suspected when the peer closed the connection over it suspectCloses times in a row. From
+// then on records are sent one at a time. Only a close that follows at once on the suspected record, alone in flight on a
+// connection that had shown that it works, is evidence against it; a line or a broker that comes and goes gives none. After
+// condemnCloses such closes it is refused, which makes it a dead letter as far as the cloud is to be believed (blame.go). The
+// connection has to stand three times as long before each try, so that a peer that closes every connection after some fixed
+// time is not taken for one that dislikes the record.
 const (
 	suspectCloses = 3
 	condemnCloses = 3

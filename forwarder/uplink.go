@@ -60,6 +60,8 @@ type Identity struct {
 	Source string // the device
 	// Uplink is GATEWAY/UPLINK: sequences are counted for each uplink, and several may lead to one broker.
 	Uplink string
+	// Exactly is how many of the records in a batch want QoS 2, to be counted where the cloud does not take that.
+	Exactly int
 }
 
 // The refusals that are about the moment or the account and not about the message.
@@ -70,7 +72,8 @@ var (
 	ErrNotAuthorized = errors.New("the cloud broker does not allow this publication (0x87)")
 )
 
-// Refusal is an error that carries the MQTT 5 reason code of a PUBACK, PUBREC or PUBCOMP.
+// Refusal is an error that carries the MQTT 5 reason code of a PUBACK, PUBREC or PUBCOMP. One with a method Local() bool that
+// returns true comes from the link, which knows what the cloud does not take and has not sent it.
 type Refusal interface {
 	error
 	Code() byte
@@ -93,6 +96,7 @@ const (
 	gone              // no answer: send it again on the next connection
 	later             // the cloud cannot take it now: pause, then send it again
 	forbidden         // the cloud does not want to take it: pause longer, raise an alarm, send it again
+	faulty            // the cloud refuses whatever it is sent: likewise, and over another connection
 	rejected          // the cloud will never take this very record: to the dead letters
 )
 

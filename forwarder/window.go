@@ -26,6 +26,7 @@ type flight struct {
 	from, to int           // its line in the batch
 	life     time.Duration // how long it was worth sending when it came in, as far as the cloud is to know; 0: without end
 	expiry   uint32        // what is left of that, in seconds
+	exactly  bool          // it wants QoS 2
 	batched  int           // of the first of several: how much text the batch has that is in flight
 
 	parcel   *parcel    // not nil: a batch, which stands in no window; its members do

@@ -101,7 +101,7 @@ func reachAll(c *config.Config) config.Problems {
 			if err := reach(name, u, c.Gateway.ID, i); err != nil {
 				at := u.ServersAt[i]
 				failed = append(failed, config.Problem{
-					File: at.File, Line: at.Line, Column: at.Column, Key: key, Severity: config.Warning, Message: server + ": " + err.Error(),
+					File: at.File, Line: at.Line, Column: at.Column, Key: key, Severity: config.Warning, Message: config.WithoutQuery(server) + ": " + err.Error(),
 				})
 			}
 		}

@@ -37,7 +37,7 @@ func (u uplinkPort) Status() forwarder.LinkStatus {
 type linkPort struct{ uplink.Link }
 
 func (l linkPort) Send(ctx context.Context, m message.Message, id forwarder.Identity, done func(error)) error {
-	return l.Link.Send(ctx, m, uplink.Identity{ID: id.ID, Seq: id.Seq, Src: id.Source, Up: id.Uplink}, func(err error) {
+	return l.Link.Send(ctx, m, uplink.Identity{ID: id.ID, Seq: id.Seq, Src: id.Source, Up: id.Uplink, Exactly: id.Exactly}, func(err error) {
 		done(asForwarderError(err))
 	})
 }
@@ -64,3 +64,6 @@ type refusal struct{ *uplink.RefusedError }
 
 // Code is the reason code of MQTT 5.
 func (r refusal) Code() byte { return r.RefusedError.Code }
+
+// Local says that the uplink refused it, without sending it.
+func (r refusal) Local() bool { return r.RefusedError.Local }

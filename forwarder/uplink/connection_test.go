@@ -208,7 +208,7 @@ func TestABrokerThatAnswersNothing(t *testing.T) {
 		ctx, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond)
 		defer cancel()
 		h := open(t, v, nil, peer.URL())
-		hi := hello{server: h.settings.servers[0], will: h.will()}
+		hi := hello{server: h.settings.servers[0], will: h.will(0)}
 		if cn, err := h.driver.connect(ctx, &h.settings, hi); err == nil {
 			cn.drop(errors.New("test"))
 			t.Fatal("connected without a CONNACK")
@@ -484,6 +484,22 @@ func TestStopDoesNotHangOnASilentBroker(t *testing.T) {
 	})
 }
 
+// TestGoodbyeThatIsNotTaken: where the broker does not take the status offline it keeps the will, which says the same.
+func TestGoodbyeThatIsNotTaken(t *testing.T) {
+	each(t, func(t *testing.T, v variant) {
+		peer := cloud(t, testpeer.Options{})
+		h := run(t, v, nil, nil, peer.URL())
+		connected(t, h)
+		eventually(t, "online", func() bool { return h.Status().InFlight == 0 })
+		peer.SetScript(testpeer.Script{Publish: deaf})
+		h.stop()
+		eventually(t, "gone", func() bool { return peer.Open() == 0 })
+		if w := peer.Wills(); len(w) != 1 || stateOf(t, w[0].Payload) != "offline" {
+			t.Errorf("wills %v", w)
+		}
+	})
+}
+
 func TestBrokerWithoutRetainedMessages(t *testing.T) {
 	peer := cloud(t, testpeer.Options{})
 	peer.SetScript(testpeer.Script{Connect: func(c testpeer.Connect) testpeer.Greeting {
@@ -497,6 +513,24 @@ func TestBrokerWithoutRetainedMessages(t *testing.T) {
 	eventually(t, "online", func() bool { return peer.Count() == 1 })
 	if peer.Received()[0].Retain {
 		t.Error("retained status sent to a broker that has none")
+	}
+}
+
+// TestWillOfAnotherServer: that one server takes no retained will says nothing of the next one, where the status is retained and
+// must not stay online for ever.
+func TestWillOfAnotherServer(t *testing.T) {
+	first, second := cloud(t, testpeer.Options{}), cloud(t, testpeer.Options{})
+	first.SetScript(testpeer.Script{Connect: func(testpeer.Connect) testpeer.Greeting { return testpeer.Greeting{Code: 0x9A} }})
+	h := run(t, variants()[0], nil, nil, first.URL(), second.URL())
+	connected(t, h)
+	eventually(t, "online", func() bool { return second.Count() == 1 })
+	if !second.Received()[0].Retain || !second.Connects()[0].WillRetain {
+		t.Errorf("status retained: %t, will retained: %t", second.Received()[0].Retain, second.Connects()[0].WillRetain)
+	}
+	second.DropAll()
+	eventually(t, "the first server is tried again", func() bool { return len(first.Connects()) == 2 })
+	if first.Connects()[1].WillRetain {
+		t.Error("the first server is asked for what it refused")
 	}
 }
 

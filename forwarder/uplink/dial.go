@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"time"
 
 	"tidegate/config"
@@ -63,11 +64,54 @@ func Reach(ctx context.Context, name string, c config.Uplink, gatewayID string, 
 	if err != nil {
 		return fmt.Errorf("uplink %s: %w", name, err)
 	}
-	_, tcp, err := dial(ctx, &s, s.servers[i])
+	_, tcp, err := reach(ctx, &s, s.servers[i])
 	if err != nil {
-		return err
+		return told{err}
 	}
 	return tcp.Close()
+}
+
+// listenLeast and listenMost bound how long a server is listened to after the handshake.
+const (
+	listenLeast = time.Second
+	listenMost  = 3 * time.Second
+)
+
+// reach is dial for somebody who says no CONNECT. With TLS 1.3 the word that a server does not take the client's certificate,
+// or wants one, comes only after the handshake (RFC 8446, 4.4.2.4), so it is listened for a moment; a server of MQTT says
+// nothing by itself. WebSocket has had an answer by then.
+func reach(ctx context.Context, s *settings, sv server) (nc, tcp net.Conn, err error) {
+	started := time.Now()
+	nc, tcp, err = dial(ctx, s, sv)
+	if err != nil {
+		return nil, nil, err
+	}
+	if t, ok := nc.(*tls.Conn); ok && t.ConnectionState().Version >= tls.VersionTLS13 {
+		wait := min(max(2*time.Since(started), listenLeast), listenMost)
+		if end, bounded := ctx.Deadline(); bounded {
+			wait = min(wait, time.Until(end)*3/4)
+		}
+		if err = listen(ctx, t, wait); err != nil {
+			_ = tcp.Close()
+			return nil, nil, ended(endNetwork, "tls with %s: %w", sv.addr, err)
+		}
+	}
+	return nc, tcp, nil
+}
+
+// listen reads from a server that has nothing to say, and returns why the connection ended meanwhile, nil if it has not.
+func listen(ctx context.Context, t *tls.Conn, wait time.Duration) error {
+	_ = t.SetReadDeadline(time.Now().Add(wait))
+	stop := context.AfterFunc(ctx, func() { _ = t.SetReadDeadline(time.Unix(1, 0)) })
+	defer stop()
+	_, err := t.Read(make([]byte, 1))
+	if errors.Is(err, os.ErrDeadlineExceeded) && ctx.Err() == nil {
+		return nil
+	}
+	if err != nil {
+		return timedOut(ctx, err)
+	}
+	return nil
 }
 
 // maxHead bounds what a server or a proxy answers in HTTP before the connection is ours.

@@ -3,12 +3,16 @@ package uplink
 import (
 	"context"
 	"errors"
+	"fmt"
+	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
+	"unicode/utf8"
 
 	"tidegate/config"
 	"tidegate/internal/testpeer"
@@ -73,6 +77,27 @@ func TestReturnWaitsForQuiet(t *testing.T) {
 	}
 }
 
+// TestReturnWithTokens: the time for which an earlier server has answered counts over connections that are made anew with another
+// token, however often that is.
+func TestReturnWithTokens(t *testing.T) {
+	for _, life := range []time.Duration{20 * time.Second, 51 * time.Second, 4 * time.Minute, time.Hour} {
+		synctest.Test(t, func(t *testing.T) {
+			h := open(t, variants()[0], func(c *config.Uplink) { c.Failback = config.Age(5 * time.Minute) }, "mqtt://s0", "mqtt://s1")
+			h.probe = func(context.Context, server) error { return nil }
+			started := time.Now()
+			var m *move
+			for m == nil && time.Since(started) < 24*time.Hour {
+				ctx, cancel := context.WithTimeout(context.Background(), life)
+				m = h.awaitEarlier(ctx, 1)
+				cancel()
+			}
+			if took := time.Since(started); m == nil || took < 5*time.Minute || took > 8*time.Minute {
+				t.Errorf("with a new connection every %s the move comes after %s: %v", life, took, m)
+			}
+		})
+	}
+}
+
 // TestServersThatStayAwayAreAskedLessOften: each question costs a handshake.
 func TestServersThatStayAwayAreAskedLessOften(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -130,23 +155,32 @@ func TestReturnIsSaid(t *testing.T) {
 	})
 }
 
-// TestReturnThatDoesNotLast: the next one waits twice as long, up to a bound, and one that lasts makes it forget.
+// TestReturnThatDoesNotLast: the next one waits twice as long, up to a bound, and one that lasts makes it forget. A token that is
+// renewed ends no return, and says nothing of it.
 func TestReturnThatDoesNotLast(t *testing.T) {
 	h := open(t, variants()[0], func(c *config.Uplink) { c.Failback = config.Age(5 * time.Minute) }, "mqtt://s0", "mqtt://s1")
+	renewed, moved := &move{label: endRenewed, why: "the token"}, &move{label: endFailback, why: "still earlier"}
 	var got []string
-	for range 6 {
-		h.returning = true
-		h.tried(errors.New("refused"), time.Second)
+	ends := func(ago time.Duration, err error) {
+		h.returned = time.Now().Add(-ago)
+		h.tried(err)
 		got = append(got, h.quiet.String())
 	}
-	h.tried(errors.New("cut"), time.Second) // no return
-	h.returning = true
-	h.tried(errors.New("cut"), 2*time.Hour)
-	got = append(got, h.quiet.String())
-	if s := strings.Join(got, " "); s != "10m0s 20m0s 40m0s 1h0m0s 1h0m0s 1h0m0s 5m0s" {
+	for range 6 {
+		ends(time.Second, errors.New("refused"))
+	}
+	h.tried(errors.New("cut")) // no return
+	ends(2*time.Hour, errors.New("cut"))
+	ends(time.Second, errors.New("cut"))
+	ends(time.Second, renewed)
+	if h.returned.IsZero() {
+		t.Error("over with a renewal")
+	}
+	ends(time.Hour, fmt.Errorf("%w: %w", errConnected, moved))
+	if s := strings.Join(got, " "); s != "10m0s 20m0s 40m0s 1h0m0s 1h0m0s 1h0m0s 5m0s 10m0s 10m0s 5m0s" {
 		t.Errorf("waits %s", s)
 	}
-	if h.returning {
+	if !h.returned.IsZero() {
 		t.Error("still taken for a return")
 	}
 	off := open(t, variants()[0], nil, "mqtt://s0", "mqtt://s1")
@@ -220,7 +254,7 @@ func TestReturnLosesAndRepeatsNothing(t *testing.T) {
 			if c.Client == "gw-cloud" {
 				break
 			}
-			if probes++; c.Client != "gw-cloud-probe" || !c.Clean || c.WillTopic != "" || c.SessionExpiry != 0 {
+			if probes++; c.Client != probeID("gw-cloud") || !c.Clean || c.WillTopic != "" || c.SessionExpiry != 0 {
 				t.Errorf("asked with %+v", c)
 			}
 		}
@@ -244,10 +278,11 @@ func TestServerThatRefusesIsNotBack(t *testing.T) {
 		{"5", 0x86, false},   // bad user name or password
 		{"5", 0x97, false},   // quota
 		{"5", 0x85, true},    // this identifier is not admitted
-		{"5", 0x87, true},    // likewise, by a rule
+		{"5", 0x87, false},   // not authorized: so may the uplink be
 		{"3.1.1", 3, false},  // server unavailable
 		{"3.1.1", 2, true},   // identifier rejected
 		{"3.1.1", 4, false},  // bad user name or password
+		{"3.1.1", 5, false},  // not authorized
 		{"5", 0, true},       // welcome
 		{"3.1.1", 0, true},   // welcome
 		{"5", 0x9D, false},   // server moved
@@ -256,8 +291,12 @@ func TestServerThatRefusesIsNotBack(t *testing.T) {
 		peer := cloud(t, testpeer.Options{})
 		peer.SetScript(testpeer.Script{Connect: func(testpeer.Connect) testpeer.Greeting { return testpeer.Greeting{Code: c.code} }})
 		h := open(t, variant{protocol: c.protocol, driver: pipelinedDriver{}}, nil, peer.URL())
-		if err := h.look(within(t, 60*time.Second), h.settings.servers[0]); (err == nil) != c.back {
+		err := h.look(within(t, 60*time.Second), h.settings.servers[0])
+		if (err == nil) != c.back {
 			t.Errorf("MQTT %s, code %#x: %v", c.protocol, c.code, err)
+		}
+		if c.code == 0x87 && (err == nil || !strings.Contains(err.Error(), `the question came from client identifier "`+probeID("gw-cloud")+`"`)) {
+			t.Errorf("it is not said who was refused: %v", err)
 		}
 	}
 	silent := cloud(t, testpeer.Options{})
@@ -267,6 +306,42 @@ func TestServerThatRefusesIsNotBack(t *testing.T) {
 	defer cancel()
 	if err := h.look(ctx, h.settings.servers[0]); err == nil {
 		t.Error("a server that says nothing counts as back")
+	}
+}
+
+// TestRefusedLoginIsNotBack: a real broker that listens and does not take this login is not back.
+func TestRefusedLoginIsNotBack(t *testing.T) {
+	t.Parallel()
+	passwords := filepath.Join(t.TempDir(), "passwords")
+	if out, err := exec.Command("mosquitto_passwd", "-b", "-c", passwords, "somebody", "else").CombinedOutput(); err != nil {
+		t.Fatalf("mosquitto_passwd: %v %s", err, out)
+	}
+	m := startMosquitto(t, "allow_anonymous false", "password_file "+passwords)
+	for _, protocol := range []string{"5", "3.1.1"} {
+		for password, back := range map[string]bool{"else": true, "wrong here": false} {
+			h := open(t, variant{protocol: protocol, driver: pipelinedDriver{}}, func(c *config.Uplink) {
+				c.Username, c.Password = "somebody", config.NewSecret(password)
+			}, m.url())
+			if err := h.look(within(t, 60*time.Second), h.settings.servers[0]); (err == nil) != back {
+				t.Errorf("MQTT %s with the password %q: %v", protocol, password, err)
+			}
+		}
+	}
+}
+
+// TestProbeIdentifier: it is nobody's by accident, the same every time, and no longer than the broker has to take.
+func TestProbeIdentifier(t *testing.T) {
+	long := strings.Repeat("ö", 32767)
+	seen := map[string]string{}
+	for _, id := range []string{"gw", "gw-cloud", "gw-cloud-probe", "press-hall-3-aws-and-so-on", "press-hall-3-aws-and-so-on2", "ö23456789ö", long} {
+		p := probeID(id)
+		if other, taken := seen[p]; taken || p == id || len(p) > max(len(id), 23) || !utf8.ValidString(p) || p != probeID(id) {
+			t.Errorf("%.30s asks as %.60s (%d bytes), as does %q", id, p, len(p), other)
+		}
+		if !strings.Contains(p, "-probe-") {
+			t.Errorf("%s says nothing", p)
+		}
+		seen[p] = id
 	}
 }
 

@@ -33,13 +33,13 @@ func (p *pipelined) fit(m *message.Message) error {
 
 // tellStripped counts what a message of a device loses on the way because the cloud takes no better.
 func (p *pipelined) tellStripped(pub publication) {
-	if p.hooks.stripped == nil || pub.identity.ID == "" { // the gateway's own status
+	if p.hooks.stripped == nil {
 		return
 	}
-	if pub.m.Retain && !pub.retain {
-		p.hooks.stripped("retain")
+	if pub.m.Retain && !pub.retain && pub.identity.ID != "" { // and is not the gateway's own status
+		p.hooks.stripped("retain", 1)
 	}
 	if byte(pub.m.QoS) > pub.qos {
-		p.hooks.stripped("qos")
+		p.hooks.stripped("qos", max(pub.identity.Exactly, 1))
 	}
 }

@@ -25,7 +25,7 @@ type refusal struct {
 func (r *refusal) Error() string {
 	text := refusalText(r.version, r.code)
 	if r.reason != "" {
-		text += ": " + r.reason
+		text += ": " + said(r.reason)
 	}
 	return fmt.Sprintf("the broker refuses the connection (%#x, %s)", r.code, text)
 }
@@ -129,9 +129,6 @@ func timedOut(ctx context.Context, err error) error {
 	return unexpected(err)
 }
 
-// probeSuffix makes the client identifier of a probe.
-const probeSuffix = "-probe"
-
 func connectPacket(s *settings, h hello) []byte {
 	pk := packets.Packet{
 		FixedHeader: packets.FixedHeader{Type: packets.Connect}, ProtocolVersion: s.version,
@@ -141,7 +138,7 @@ func connectPacket(s *settings, h hello) []byte {
 		},
 	}
 	if h.probe {
-		pk.Connect.ClientIdentifier, pk.Connect.Clean = s.clientID+probeSuffix, true
+		pk.Connect.ClientIdentifier, pk.Connect.Clean = probeID(s.clientID), true
 	} else {
 		pk.Connect.WillFlag, pk.Connect.WillTopic, pk.Connect.WillPayload = true, h.will.Topic, h.will.Payload
 		pk.Connect.WillQos, pk.Connect.WillRetain = 1, h.will.Retain
@@ -267,8 +264,8 @@ func parseDisconnect(body []byte) error {
 		pk := packets.Packet{
 			FixedHeader: packets.FixedHeader{Type: packets.Disconnect, Remaining: len(body)}, ProtocolVersion: version5,
 		}
-		if err := decode(pk.DisconnectDecode, body); err == nil {
-			reason = ": " + pk.Properties.ReasonString
+		if err := decode(pk.DisconnectDecode, body); err == nil && pk.Properties.ReasonString != "" {
+			reason = ": " + said(pk.Properties.ReasonString)
 		}
 	}
 	if code == codeTakenOver {

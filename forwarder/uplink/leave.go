@@ -2,6 +2,7 @@ package uplink
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 )
@@ -50,42 +51,37 @@ func (c *Client) awaitRenewal(ctx context.Context, i int, l login) *move {
 	return &move{label: endRenewed, to: i, why: "the token is about to lapse, connecting with a new one"}
 }
 
-// leave ends a connection in order. It reports false when the connection or ctx ended first.
-func (c *Client) leave(ctx context.Context, cn conn, l *link, m *move) bool {
+// leave ends a connection in order. It reports false when the connection or ctx ended first. The cloud is told that the gateway is
+// offline also when only the token is renewed: the next connection may not come about, and nobody else could tell it then.
+func (c *Client) leave(ctx context.Context, cn conn, l *link) bool {
 	c.retire(l)
 	l.seal()
 	if !c.settled(ctx, cn, l) {
 		return false
 	}
-	if m.label == endRenewed { // the gateway stays online
-		cn.stop()
-		bye := time.NewTimer(goodbyeTimeout)
-		defer bye.Stop()
-		select {
-		case <-cn.lost():
-		case <-bye.C:
-			cn.drop(ended(endStopped, "left without an answer"))
-		}
-		return true
-	}
 	c.goodbye(cn)
 	return true
 }
 
-// settled waits until nothing is in flight, at most for ack_timeout: what is left then is sent again over the next connection.
+// settled waits until nothing is in flight, however long that takes, as long as acknowledgements come: what is left when none
+// has come for ack_timeout is sent again over the next connection.
 func (c *Client) settled(ctx context.Context, cn conn, l *link) bool {
-	tick, limit := time.NewTicker(leavePoll), time.NewTimer(c.settings.ackTimeout)
+	tick := time.NewTicker(leavePoll)
 	defer tick.Stop()
-	defer limit.Stop()
+	answered, last := cn.info().answered, time.Now()
 	for !l.drained() {
 		select {
 		case <-tick.C:
-		case <-limit.C:
-			return true
 		case <-cn.lost():
 			return false
 		case <-ctx.Done():
 			return false
+		}
+		switch n := cn.info().answered; {
+		case n != answered:
+			answered, last = n, time.Now()
+		case time.Since(last) >= c.settings.ackTimeout:
+			return true
 		}
 	}
 	return true
@@ -125,14 +121,18 @@ func (c *Client) moved(sv server, m *move) {
 	c.log.Info("uplink moves", "from", sv.url, "to", c.settings.servers[m.to].url, "reason", m.label, "why", m.why)
 }
 
-// tried reckons with a connection that was made to return to an earlier server. One that did not last makes the next return
-// wait twice as long, so that a server that comes and goes does not take the traffic with it.
-func (c *Client) tried(err error, lived time.Duration) {
-	if !c.returning {
+// tried reckons with the end of a connection that was made to return to an earlier server. A return that did not last makes the
+// next one wait twice as long, so that a server that comes and goes does not take the traffic with it. It lasts over the
+// renewal of a token, and one that is left in order for a still earlier server was a good one.
+func (c *Client) tried(err error) {
+	m := (*move)(nil)
+	moves := errors.As(err, &m)
+	if c.returned.IsZero() || moves && m.label == endRenewed {
 		return
 	}
-	c.returning = false
-	if lived >= c.quiet {
+	lived := time.Since(c.returned)
+	c.returned = time.Time{}
+	if moves || lived >= c.quiet {
 		c.quiet = c.settings.failback
 		return
 	}

@@ -15,6 +15,8 @@ type Identity struct {
 	Seq string // EPOCH-LANE-N
 	Src string // the device
 	Up  string // GATEWAY/UPLINK, whose sequence Seq is
+	// Exactly is how many of the messages in a batch want QoS 2; it is not sent.
+	Exactly int
 }
 
 // Link is one connection to a cloud broker. It ends with that connection: an acknowledgement can never reach a message
@@ -65,7 +67,7 @@ func (e *RefusedError) Error() string {
 	if e.Reason == "" {
 		return fmt.Sprintf("the cloud broker refuses the message (%#x)", e.Code)
 	}
-	return fmt.Sprintf("the cloud broker refuses the message (%#x): %s", e.Code, e.Reason)
+	return fmt.Sprintf("the cloud broker refuses the message (%#x): %s", e.Code, said(e.Reason))
 }
 
 // The reason codes of MQTT 5 that mean something to this package (MQTT 5.0, 2.4).

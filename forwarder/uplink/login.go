@@ -71,7 +71,7 @@ func (s *settings) login(sv server, now time.Time) (login, error) {
 	hub, _, _ := strings.Cut(l.username, "/")
 	l.signed, l.lapses = now, now.Add(s.tokens.lifetime)
 	l.renew = s.tokens.lifetime / 100 * time.Duration(s.tokens.renewAt)
-	l.password = config.NewSecret(sharedAccessSignature(hub+"/devices/"+s.clientID, s.tokens.key, l.lapses))
+	l.password = config.NewSecret(sharedAccessSignature(hub+"/devices/"+config.HubResource(s.clientID), s.tokens.key, l.lapses))
 	return l, nil
 }
 

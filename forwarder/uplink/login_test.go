@@ -79,6 +79,10 @@ func TestLogin(t *testing.T) {
 	if l, _ := named.login(named.servers[0], now); !strings.Contains(l.password.Reveal(), "sr=real.azure-devices.net%2Fdevices%2Fpress-hall-3&") {
 		t.Errorf("behind another address: %q", l.password.Reveal())
 	}
+	module := hubSettings(t, func(c *config.Uplink) { c.ClientID = "d1/m1" })
+	if l, _ := module.login(module.servers[0], now); !strings.Contains(l.password.Reveal(), "%2Fdevices%2Fd1%2Fmodules%2Fm1&") || !strings.HasSuffix(l.username, "net/d1/m1/?api-version=2021-04-12") {
+		t.Errorf("a module as %q with %q", l.username, l.password.Reveal())
+	}
 	plain := hubSettings(t, func(c *config.Uplink) {
 		c.Limits = config.Limits{}
 		c.Username = "u"

@@ -130,6 +130,24 @@ func (h *harness) stripped(what string) float64 {
 	return testutil.ToFloat64(h.metrics.stripped.WithLabelValues(what))
 }
 
+// TestStrippedOfBatches: the messages in a batch are counted and not the batch, and nothing where nothing is lost.
+func TestStrippedOfBatches(t *testing.T) {
+	h := open(t, variants()[0], nil, "mqtt://h")
+	p := newTestConn(version311)
+	p.hooks, p.granted.retain = h.settings.hooks, true
+	for _, most := range []byte{1, 2} {
+		p.granted.maxQoS = most
+		for _, id := range []Identity{{Exactly: 3}, {ID: "a"}} {
+			if err := p.send(t.Context(), message.Message{Topic: "t", QoS: 2}, id, func(error) {}); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if n := h.stripped("qos"); n != 4 {
+		t.Errorf("%g messages were counted", n)
+	}
+}
+
 func TestAWSPreset(t *testing.T) {
 	t.Parallel()
 	const host = "abc-ats.iot.eu-central-1.amazonaws.com"
@@ -331,6 +349,27 @@ func TestIoTHubTokenIsRenewed(t *testing.T) {
 	}
 	if wills := hub.Wills(); len(wills) != 0 {
 		t.Errorf("%d wills were published", len(wills))
+	}
+}
+
+// TestRenewalWithoutANextConnection: the token is renewed, and then the hub cannot be reached any more. What the cloud heard last
+// is not that the gateway is online.
+func TestRenewalWithoutANextConnection(t *testing.T) {
+	t.Parallel()
+	hub := newService(t, "contoso.azure-devices.net", "8883", false)
+	hub.SetScript(testpeer.Script{Connect: func(c testpeer.Connect) testpeer.Greeting { return testpeer.Greeting{Cut: c.Conn > 1} }})
+	hub.file(t, "device.sas", "MDEyMzQ1Njc4OWFiY2RlZg==")
+	h := hub.open(t, "devices/d1/messages/events/", "preset = 'azure-iot-hub'\nservers = ['mqtts://contoso.azure-devices.net']\nclient_id = 'd1'\n"+
+		"sas_key = { file = 'device.sas' }\n", nil)
+	h.settings.tokens.lifetime, h.settings.tokens.renewAt = 100*time.Second, 1
+	h.start(t, nil)
+	eventually(t, "renewed in vain", func() bool { return h.reconnects(endRenewed) == 1 && len(hub.Connects()) > 2 })
+	var said []string
+	for _, r := range hub.Received() {
+		said = append(said, stateOf(t, r.Payload))
+	}
+	if said[len(said)-1] != "offline" && len(hub.Wills()) == 0 { // the will, where this machine was too slow to say it
+		t.Errorf("the cloud heard %q and no will", said)
 	}
 }
 

@@ -150,9 +150,9 @@ func (p proxySettings) connect(ctx context.Context, tcp net.Conn, u *url.URL, ad
 	}
 	head := newHeadConn(nc)
 	r := bufio.NewReader(head)
-	resp, err := http.ReadResponse(r, &http.Request{Method: http.MethodConnect})
+	resp, err := finalResponse(r)
 	if err != nil {
-		return nil, ended(endProxy, "proxy %s: wait for its answer about %s: %w", p.url, addr, timedOut(ctx, err))
+		return nil, ended(endProxy, "proxy %s: wait for its answer about %s: %w", p.url, addr, told{timedOut(ctx, err)})
 	}
 	if resp.StatusCode/100 != 2 {
 		return nil, p.refusal(resp, addr)
@@ -165,6 +165,16 @@ func (p proxySettings) connect(ctx context.Context, tcp net.Conn, u *url.URL, ad
 		return &readerConn{Conn: head, r: r}, nil
 	}
 	return nc, nil
+}
+
+// finalResponse reads the answer to CONNECT; interim ones may come before it (RFC 9110, 15.2). All of them are bounded together.
+func finalResponse(r *bufio.Reader) (*http.Response, error) {
+	for {
+		resp, err := http.ReadResponse(r, &http.Request{Method: http.MethodConnect})
+		if err != nil || resp.StatusCode/100 != 1 {
+			return resp, err
+		}
+	}
 }
 
 // refusal says what a proxy did not do, and what to do about it.
@@ -187,7 +197,7 @@ func (p proxySettings) refusal(resp *http.Response, addr string) error {
 	case http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
 		advice = "it cannot reach the server itself"
 	}
-	return ended(endProxy, "proxy %s does not connect to %s (%s): %s", p.url, addr, resp.Status, advice)
+	return ended(endProxy, "proxy %s does not connect to %s (%s): %s", p.url, addr, said(resp.Status), advice)
 }
 
 // authSchemes are the names of the ways of logging in that a proxy offers (RFC 9110, 11.7.1), in small letters.
@@ -221,7 +231,7 @@ func (p proxySettings) socks(ctx context.Context, tcp net.Conn, host, addr strin
 		if _, bounded := ctx.Deadline(); bounded && errors.Is(err, os.ErrDeadlineExceeded) {
 			<-ctx.Done() // whose deadline it was, a moment earlier
 		}
-		return nil, ended(endProxy, "proxy %s does not connect to %s: %w%s", p.url, addr, timedOut(ctx, socksReason(err)), p.socksAdvice(err))
+		return nil, ended(endProxy, "proxy %s does not connect to %s: %w%s", p.url, addr, told{timedOut(ctx, socksReason(err))}, p.socksAdvice(err))
 	}
 	return nc, nil
 }

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"errors"
+	"io"
 	"net"
 	"net/url"
 	"slices"
@@ -120,6 +121,33 @@ func TestProxies(t *testing.T) {
 	}
 }
 
+// TestInterimAnswersOfAProxy: a client has to take any number of them before the final one (RFC 9110, 15.2).
+func TestInterimAnswersOfAProxy(t *testing.T) {
+	t.Parallel()
+	for head, want := range map[string]string{
+		"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\nHTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\n\r\n": "",
+		"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 403 Forbidden\r\n\r\n":                                        `("403 Forbidden")`,
+		strings.Repeat("HTTP/1.1 100 Continue\r\n\r\n", 10000):                                               "wait for its answer about b:1",
+	} {
+		addr := answering(t, head+"hello")
+		nc, tcp, err := proxySettings{url: "http://" + addr}.dial(within(t, 60*time.Second), "b:1")
+		if want != "" {
+			if err == nil || !strings.Contains(err.Error(), want) {
+				t.Errorf("%.60q: %v", head, err)
+			}
+			continue
+		}
+		if err != nil {
+			t.Errorf("%.60q: %v", head, err)
+			continue
+		}
+		if got, _ := io.ReadAll(nc); string(got) != "hello" {
+			t.Errorf("%.60q: then %q", head, got)
+		}
+		_ = tcp.Close()
+	}
+}
+
 func TestProxyThatDoesNotConnect(t *testing.T) {
 	secret := config.NewSecret("s3cret-word")
 	with := func(f func(*proxyPeer)) *proxyPeer { return newProxyPeer(t, nil, f) }
@@ -129,12 +157,12 @@ func TestProxyThatDoesNotConnect(t *testing.T) {
 		scheme, user string
 		want         string
 	}{
-		"407":              {with(login), "http", "", "(407 Proxy Authentication Required): it wants a user name and a password: set username and password of proxy"},
-		"407 with login":   {with(login), "http", "gw", "(407 Proxy Authentication Required): it does not take this user name and password"},
+		"407":              {with(login), "http", "", `("407 Proxy Authentication Required"): it wants a user name and a password: set username and password of proxy`},
+		"407 with login":   {with(login), "http", "gw", `("407 Proxy Authentication Required"): it does not take this user name and password`},
 		"407 ntlm":         {with(func(p *proxyPeer) { login(p); p.ways = "Negotiate,NTLM" }), "http", "gw", `it wants a login by "negotiate, ntlm", which this build does not speak`},
 		"407 and basic":    {with(func(p *proxyPeer) { login(p); p.ways = "NTLM,Basic realm=x" }), "http", "", "it wants a user name and a password"},
-		"403":              {with(func(p *proxyPeer) { p.status = 403 }), "http", "", "(403 Forbidden): allow CONNECT to this address in its rules"},
-		"502":              {with(nil), "http", "", "(502 Bad Gateway): it cannot reach the server itself"},
+		"403":              {with(func(p *proxyPeer) { p.status = 403 }), "http", "", `("403 Forbidden"): allow CONNECT to this address in its rules`},
+		"502":              {with(nil), "http", "", `("502 Bad Gateway"): it cannot reach the server itself`},
 		"socks login":      {with(login), "socks5", "", "it wants a user name and a password: set username and password of proxy"},
 		"socks wrong word": {with(login), "socks5", "gw", "correct username and password of proxy"},
 		"socks rule":       {with(func(p *proxyPeer) { p.rule = true }), "socks5", "", "allow this address in its rules"},

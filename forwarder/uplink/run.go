@@ -31,7 +31,7 @@ func defaultPace() pace {
 
 // wait is how long to wait after that many failures in a row, the last of them err.
 func (p pace) wait(failures int, err error) time.Duration {
-	var r *refusal
+	var r interface{ lasting() bool } // a refusal, by MQTT or by HTTP
 	if errors.As(err, &r) && r.lasting() || endLabel(err) == endTakenOver {
 		return p.slow + rand.N(p.slow) //nolint:gosec // jitter is no secret
 	}
@@ -66,11 +66,14 @@ func (c *Client) Run(ctx context.Context, commands message.Handler) error {
 		if ctx.Err() != nil {
 			return nil
 		}
-		c.tried(err, time.Since(started))
+		c.tried(err)
 		if m := (*move)(nil); errors.As(err, &m) {
-			next, c.returning = m.to, m.label == endFailback
+			if next = m.to; m.label == endFailback {
+				c.earlier, c.returned = earlier{}, time.Now()
+			}
 			continue
 		}
+		c.earlier = earlier{} // the next connection is not to the same server, or the earlier ones were tried before it
 		if errors.Is(err, errConnected) {
 			lived := time.Since(started)
 			failures = c.pace.after(failures, lived, c.useful)
@@ -96,7 +99,8 @@ func (c *Client) Run(ctx context.Context, commands message.Handler) error {
 // worked reports whether a connection that lived so long and ended with err was worth having: it took more than the status, or held for long
 // with nothing to take.
 func (c *Client) worked(err error, lived time.Duration) bool {
-	return c.useful || lived >= c.pace.stable && endLabel(err) != endAckTimeout
+	label := endLabel(err)
+	return c.useful || lived >= c.pace.stable && label != endAckTimeout && label != endClosed
 }
 
 // errConnected is wrapped by the error of a connection that had been made.
@@ -112,7 +116,7 @@ func (c *Client) once(ctx context.Context, i int, commands message.Handler) erro
 	}
 	dialing, cancel := context.WithTimeoutCause(ctx, connectTimeout,
 		fmt.Errorf("no answer within %s", connectTimeout))
-	cn, err := c.driver.connect(dialing, &c.settings, hello{server: sv, will: c.will(), login: who, release: c.release})
+	cn, err := c.driver.connect(dialing, &c.settings, hello{server: sv, will: c.will(i), login: who, release: c.release})
 	cancel()
 	if err != nil {
 		err = hintToken(err, who)
@@ -120,7 +124,7 @@ func (c *Client) once(ctx context.Context, i int, commands message.Handler) erro
 			c.failed("connect to", sv, err)
 		}
 		var r *refusal
-		c.noRetain = c.noRetain || errors.As(err, &r) && r.version == version5 && r.code == codeRetainUnsupported
+		c.noRetain[i] = c.noRetain[i] || errors.As(err, &r) && r.version == version5 && r.code == codeRetainUnsupported
 		return err
 	}
 	err = c.serve(ctx, sv, cn, commands, c.movers(i, who))
@@ -146,10 +150,10 @@ func (c *Client) remember(last connInfo) {
 	}
 }
 
-// will is what the broker publishes when this client vanishes.
-func (c *Client) will() message.Message {
+// will is what the i-th server publishes when this client vanishes.
+func (c *Client) will(i int) message.Message {
 	m := statusMessage(c.settings.gateway, c.version, "offline", time.Now())
-	m.Retain = !c.noRetain && !c.settings.limits.NoRetain
+	m.Retain = !c.noRetain[i] && !c.settings.limits.NoRetain
 	m.Topic = c.settings.limits.OwnTopic(m.Topic)
 	return m
 }
@@ -192,7 +196,7 @@ func (c *Client) stay(ctx context.Context, cn conn, l *link, due <-chan *move) *
 	case <-ctx.Done():
 	case <-cn.lost():
 	case m := <-due:
-		if c.leave(ctx, cn, l, m) {
+		if c.leave(ctx, cn, l) {
 			return m
 		}
 	}
@@ -203,30 +207,36 @@ func (c *Client) stay(ctx context.Context, cn conn, l *link, due <-chan *move) *
 }
 
 // announce sends the retained status, as the first message of a connection and as the last one. It returns a channel
-// that is closed when the status was answered or the connection ended.
-func (c *Client) announce(ctx context.Context, cn conn, is string) <-chan struct{} {
-	answered := make(chan struct{})
+// that gets one value: nil when the broker has taken the status, else why it has not.
+func (c *Client) announce(ctx context.Context, cn conn, is string) <-chan error {
+	answered := make(chan error, 1)
 	m := statusMessage(c.settings.gateway, c.version, is, time.Now())
 	err := cn.send(ctx, m, Identity{}, func(err error) {
 		if err != nil && !errors.Is(err, ErrDisconnected) {
 			c.log.Warn("status message refused", "topic", m.Topic, "error", err)
 		}
-		close(answered)
+		answered <- err
 	})
 	if err != nil {
-		close(answered)
+		answered <- err
 	}
 	return answered
 }
 
 // goodbye says offline, waits until that and with it all before it is acknowledged, and sends DISCONNECT, after which the
-// broker drops the will.
+// broker drops the will. Where the broker does not take it in time there is no DISCONNECT, and the will says it.
 func (c *Client) goodbye(cn conn) {
 	ctx, cancel := context.WithTimeout(context.Background(), goodbyeTimeout)
 	defer cancel()
+	said := false
 	select {
-	case <-c.announce(ctx, cn, "offline"):
+	case err := <-c.announce(ctx, cn, "offline"):
+		said = err == nil
 	case <-ctx.Done():
+	}
+	if !said {
+		cn.drop(ended(endStopped, "left without an answer"))
+		return
 	}
 	cn.stop()
 	select {

@@ -1,7 +1,6 @@
 package uplink
 
 import (
-	"cmp"
 	"crypto/tls"
 	"crypto/x509"
 	"fmt"
@@ -31,7 +30,6 @@ type settings struct {
 	username      string
 	password      config.Secret
 	ca, cert, key string
-	serverName    string // asked for in the TLS handshake; empty: the host of the server
 	proxy         proxySettings
 	failback      time.Duration // 0: off
 	limits        config.Limits
@@ -47,14 +45,15 @@ type settings struct {
 type hooks struct {
 	subscribed func(codes []byte) // the answers to the subscription, one for each filter
 	overflow   func()             // a command with QoS 0 was lost because too many wait
-	stripped   func(what string)  // a message was sent without its retain flag, or with a lower QoS
+	// stripped: that many messages were sent without their retain flag, or with a lower QoS.
+	stripped func(what string, n int)
 }
 
 // server is one address of the cloud broker.
 type server struct {
-	url    string // as configured, for logs and status
+	url    string // as configured but for the query, for logs and status
 	addr   string // host:port
-	host   string // for the certificate and SNI
+	host   string // the name it is known by: in its certificate, SNI, the request for WebSocket, tokens
 	secure bool
 	// path is where MQTT is spoken over WebSocket, with the query behind it; empty: no WebSocket.
 	path string
@@ -66,7 +65,7 @@ func newSettings(name string, c config.Uplink, gateway string) (settings, error)
 	s := settings{
 		name: name, gateway: gateway, clientID: expand.Replace(c.ClientID),
 		username: c.Username, password: c.Password, ca: c.CA, cert: c.Cert, key: c.Key,
-		serverName: c.ServerName, proxy: newProxySettings(c.Proxy), failback: c.Failback.D(), limits: c.Limits,
+		proxy: newProxySettings(c.Proxy), failback: c.Failback.D(), limits: c.Limits,
 		keepAlive: c.KeepAlive.D(), maxInFlight: int(c.MaxInFlight), ackTimeout: c.AckTimeout.D(),
 	}
 	s.limits.NoRetain = s.limits.NoRetain || c.Retain == "strip"
@@ -95,6 +94,9 @@ func newSettings(name string, c config.Uplink, gateway string) (settings, error)
 		if err != nil {
 			return s, err
 		}
+		if sv.secure && c.ServerName != "" {
+			sv.host = c.ServerName
+		}
 		if sv.alpn = c.ALPN; i < len(c.ServerALPN) {
 			sv.alpn = c.ServerALPN[i]
 		}
@@ -115,11 +117,13 @@ func newSettings(name string, c config.Uplink, gateway string) (settings, error)
 }
 
 func parseServer(text string) (server, error) {
+	shown := config.WithoutQuery(text)
 	u, err := url.Parse(text)
-	if err != nil {
-		return server{}, fmt.Errorf("server %q: %w", text, err)
+	if err != nil { // which repeats the query
+		return server{}, fmt.Errorf("server %q is no URL", shown)
 	}
-	sv := server{url: text, host: u.Hostname()}
+	sv := server{url: shown}
+	sv.host, _, _ = strings.Cut(u.Hostname(), "%") // the zone of an address is this machine's affair
 	port := u.Port()
 	switch u.Scheme {
 	case "mqtt":
@@ -140,19 +144,19 @@ func parseServer(text string) (server, error) {
 			sv.path = "/mqtt" + strings.TrimPrefix(sv.path, "/")
 		}
 	default:
-		return server{}, fmt.Errorf("server %q: want mqtt://, mqtts://, ws:// or wss://", text)
+		return server{}, fmt.Errorf("server %q: want mqtt://, mqtts://, ws:// or wss://", shown)
 	}
 	if sv.host == "" {
-		return server{}, fmt.Errorf("server %q has no host", text)
+		return server{}, fmt.Errorf("server %q has no host", shown)
 	}
-	sv.addr = net.JoinHostPort(sv.host, port)
+	sv.addr = net.JoinHostPort(u.Hostname(), port)
 	return sv, nil
 }
 
 // tlsConfig reads the certificate files; it is called for every connection, so that replaced files are used without a
 // restart.
 func (s *settings) tlsConfig(sv server) (*tls.Config, error) {
-	t := &tls.Config{MinVersion: tls.VersionTLS12, ServerName: cmp.Or(s.serverName, sv.host), NextProtos: sv.alpn}
+	t := &tls.Config{MinVersion: tls.VersionTLS12, ServerName: sv.host, NextProtos: sv.alpn}
 	if sv.path != "" && len(sv.alpn) == 0 {
 		t.NextProtos = []string{"http/1.1"} // the upgrade to WebSocket is one of HTTP/1.1 (RFC 6455, 4.1)
 	}

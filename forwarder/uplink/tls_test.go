@@ -184,3 +184,31 @@ func TestCertificateOutsideItsTime(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestRefusedClientCertificate: a server that wants a certificate and gets none is neither reached nor back. With TLS 1.3 it says so
+// after the handshake.
+func TestRefusedClientCertificate(t *testing.T) {
+	t.Parallel()
+	a := newAuthority(t)
+	a.leaf(t, "cloud", "localhost")
+	a.leaf(t, "gateway")
+	for name, version := range map[string]uint16{"1.2": tls.VersionTLS12, "1.3": tls.VersionTLS13} {
+		conf := a.server(t, "cloud")
+		conf.MinVersion, conf.MaxVersion = version, version
+		peer := cloud(t, testpeer.Options{TLS: conf})
+		_, port, _ := net.SplitHostPort(peer.Addr())
+		c := config.Uplink{Servers: []string{"mqtts://localhost:" + port}, Protocol: "5", ClientID: "gw", CA: a.path("ca.crt")}
+		c.Limits.StrictIdentity, c.Limits.Service = true, config.AWSIoTCore
+		eventually(t, "TLS "+name+": the refusal is heard", func() bool {
+			return Reach(within(t, 60*time.Second), "cloud", c, "gw", 0) != nil
+		})
+		h := open(t, variants()[0], func(u *config.Uplink) { *u = c }, c.Servers...)
+		eventually(t, "TLS "+name+": the server is not back", func() bool {
+			return h.look(within(t, 60*time.Second), h.settings.servers[0]) != nil
+		})
+		c.Cert, c.Key = a.path("gateway.crt"), a.path("gateway.key")
+		if err := Reach(within(t, 60*time.Second), "cloud", c, "gw", 0); err != nil {
+			t.Errorf("TLS %s, with the certificate: %v", name, err)
+		}
+	}
+}

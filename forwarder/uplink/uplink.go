@@ -40,14 +40,15 @@ type Client struct {
 	log      *slog.Logger
 	metrics  *metrics
 
-	// noRetain leaves the retain flag off the will, for a broker that refused it. Only Run uses it.
-	noRetain bool
+	// noRetain leaves the retain flag off the will, for each of the servers that refused it. Only Run uses it.
+	noRetain []bool
 	// release is hello.release of the next connection. Only Run uses it.
 	release bool
-	// quiet is how long an earlier server has to answer before a return to it; 0: there is none. returning says that the
-	// connection being made is such a return. Only Run uses them.
-	quiet     time.Duration
-	returning bool
+	// quiet is how long an earlier server has to answer before a return to it; 0: there is none. returned is when the last
+	// return was made, zero once it is known whether it lasted. Only Run uses them.
+	quiet    time.Duration
+	returned time.Time
+	earlier  earlier
 	// probe asks a server whether it is back; look, but in tests of the waiting alone.
 	probe func(context.Context, server) error
 	// useful says that the last connection took more than the status. Only Run uses it.
@@ -59,7 +60,7 @@ type Client struct {
 	leaving *link         // its connection is being ended in order
 	ended   bool          // Run has returned
 	status  Status
-	logged  string // the last failure that was logged
+	outage  outage
 	// told is what Tell keeps, by topic; toldChanged is closed and replaced when it changes.
 	told        map[string]message.Message
 	toldChanged chan struct{}
@@ -96,12 +97,12 @@ func New(name string, c config.Uplink, gatewayID string, log *slog.Logger, reg p
 	client := &Client{
 		settings: s, version: builtVersion(), driver: pipelinedDriver{}, pace: defaultPace(), metrics: m,
 		log: log.With("part", "uplink", "uplink", name), changed: make(chan struct{}),
-		toldChanged: make(chan struct{}),
+		toldChanged: make(chan struct{}), noRetain: make([]bool, len(s.servers)),
 	}
 	client.settings.hooks = hooks{
 		subscribed: client.subscribed,
 		overflow:   func() { m.commands.WithLabelValues("lost").Inc() },
-		stripped:   func(what string) { m.stripped.WithLabelValues(what).Inc() },
+		stripped:   func(what string, n int) { m.stripped.WithLabelValues(what).Add(float64(n)) },
 	}
 	client.quiet, client.probe = s.failback, client.look
 	client.status.Since = time.Now()
@@ -186,7 +187,7 @@ func (c *Client) up(sv server, l *link) {
 	c.link = l
 	c.status.Connected, c.status.Server, c.status.Since = true, sv.url, time.Now()
 	c.status.Window, c.status.Granted = info.window, info.granted
-	c.logged = ""
+	c.outage = outage{}
 	c.note()
 	c.mu.Unlock()
 	c.log.Info("uplink connected", "server", sv.url, "window", info.window, "session_present", info.present)
@@ -216,24 +217,24 @@ func (c *Client) note() {
 	c.changed = make(chan struct{})
 }
 
-// failed records why a connection ended or was not made. It is logged when it differs from the last failure.
+// failed records why a connection ended or was not made. It is logged where it is news.
 func (c *Client) failed(what string, sv server, err error) {
 	c.metrics.reconnects.WithLabelValues(endLabel(err)).Inc()
-	text := fmt.Sprintf("%s %s: %v", what, sv.url, err)
+	why, now := told{err}.Error(), time.Now()
 	c.mu.Lock()
-	c.status.Server, c.status.LastError, c.status.LastErrorAt = sv.url, text, time.Now()
-	fresh := c.logged != text
-	c.logged = text
+	c.status.Server, c.status.LastErrorAt = sv.url, now
+	c.status.LastError = fmt.Sprintf("%s %s: %s", what, sv.url, why)
+	fresh := c.outage.news(sv.url, why, now)
 	c.mu.Unlock()
 	if !fresh {
 		return
 	}
 	level := slog.LevelInfo
-	var r *refusal
-	if label := endLabel(err); errors.As(err, &r) || label == endTakenOver || label == endProtocol {
+	label := endLabel(err)
+	if label == endRefused || label == endTakenOver || label == endProtocol {
 		level = slog.LevelWarn
 	}
-	c.log.Log(context.Background(), level, "uplink not connected", "server", sv.url, "reason", endLabel(err), "error", err)
+	c.log.Log(context.Background(), level, "uplink not connected", "server", sv.url, "reason", label, "error", why)
 }
 
 // subscribed hears what the broker answered to the subscription of the commands. A refused filter leaves the rest

@@ -1,11 +1,13 @@
 package uplink
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"net"
+	"net/http"
 	"net/url"
 	"strings"
 	"sync"
@@ -33,10 +35,14 @@ type webSocketConn struct {
 	// meantime is answered by it too (RFC 6455, 5.5.3).
 	ponging atomic.Bool
 	pongs   sync.WaitGroup
+
+	end    sync.Once
+	over   chan struct{} // closed when nothing can be read any more
+	reason error         // why; it is there when over is closed
 }
 
 func newWebSocketConn(ws *websocket.Conn, tcp net.Conn) *webSocketConn {
-	c := &webSocketConn{ws: ws, tcp: tcp}
+	c := &webSocketConn{ws: ws, tcp: tcp, over: make(chan struct{})}
 	ws.SetPingHandler(func(text string) error {
 		if c.ponging.CompareAndSwap(false, true) {
 			c.pongs.Go(func() { // ends with the write, at the latest when the connection does
@@ -51,9 +57,13 @@ func newWebSocketConn(ws *websocket.Conn, tcp net.Conn) *webSocketConn {
 
 // broken ends the connection, which nothing can be read of any more, and waits for what was written beside.
 func (c *webSocketConn) broken(err error) error {
+	c.end.Do(func() {
+		c.reason = webSocketEnd(err)
+		close(c.over)
+	})
 	_ = c.tcp.Close()
 	c.pongs.Wait()
-	return webSocketEnd(err)
+	return c.reason
 }
 
 // openWebSocket asks the server to speak WebSocket on nc. ctx bounds it.
@@ -68,20 +78,22 @@ func openWebSocket(ctx context.Context, nc, tcp net.Conn, sv server) (net.Conn, 
 	}
 	u, err := webSocketURL(sv)
 	if err != nil {
-		return nil, ended(endNetwork, "websocket with %s: %w", sv.addr, err)
+		return nil, ended(endNetwork, "websocket with %s: the path cannot be read", sv.addr) // the error repeats the query
 	}
 	ws, resp, err := dialer.DialContext(ctx, u.String(), nil)
 	switch {
 	case err != nil && ctx.Err() != nil:
 		return nil, ended(endNetwork, "websocket with %s: %w", sv.addr, context.Cause(ctx))
 	case errors.Is(err, websocket.ErrBadHandshake) && resp != nil:
-		return nil, ended(endNetwork, "websocket with %s: the server answers %q to a request for %s; check the path in servers",
-			sv.addr, resp.Status, u.Path)
+		return nil, httpEnd(&httpRefusal{server: sv.addr, path: u.Path, code: resp.StatusCode, status: resp.Status})
 	case err != nil:
-		return nil, ended(endNetwork, "websocket with %s: %w", sv.addr, err)
+		return nil, ended(endNetwork, "websocket with %s: %w", sv.addr, told{err})
 	case ws.Subprotocol() != "mqtt": // [MQTT-6.0.0-4]
 		return nil, ended(endProtocol, "websocket with %s: the server does not speak the subprotocol mqtt at %s; check the path in servers",
 			sv.addr, u.Path)
+	case resp.Header.Get("Sec-WebSocket-Extensions") != "": // RFC 6455, 4.1: none was asked for
+		return nil, ended(endProtocol, "websocket with %s: the server uses an extension that was not asked for (%s)",
+			sv.addr, said(resp.Header.Get("Sec-WebSocket-Extensions")))
 	}
 	head.opened()
 	return newWebSocketConn(ws, tcp), nil
@@ -90,7 +102,7 @@ func openWebSocket(ctx context.Context, nc, tcp net.Conn, sv server) (net.Conn, 
 // webSocketURL returns what is asked for, without the port where it is the usual one: so browsers write it, and some servers
 // compare.
 func webSocketURL(sv server) (*url.URL, error) {
-	u, err := url.Parse(sv.path)
+	u, err := url.ParseRequestURI(sv.path) // which may begin with two slashes
 	if err != nil {
 		return nil, err
 	}
@@ -98,11 +110,48 @@ func webSocketURL(sv server) (*url.URL, error) {
 	if u.Scheme = "ws"; sv.secure {
 		u.Scheme, usual = "wss", "443"
 	}
-	u.Host = sv.addr
-	if host, port, err := net.SplitHostPort(sv.addr); err == nil && port == usual {
-		u.Host = strings.TrimSuffix(net.JoinHostPort(host, ""), ":")
+	host, port, err := net.SplitHostPort(sv.addr)
+	if err != nil {
+		return nil, err
+	}
+	u.Host = net.JoinHostPort(cmp.Or(sv.host, host), port)
+	if port == usual {
+		u.Host = strings.TrimSuffix(u.Host, ":"+port)
 	}
 	return u, nil
+}
+
+// httpRefusal is an answer to the request for WebSocket that is none.
+type httpRefusal struct {
+	server, path string
+	code         int
+	status       string // as the server wrote it
+}
+
+func (r *httpRefusal) Error() string {
+	advice := "check the path in servers"
+	switch {
+	case r.code == http.StatusUnauthorized || r.code == http.StatusForbidden:
+		advice = "it does not let this gateway in: check what it knows it by, such as the query of the address, or cert and key"
+	case r.code == http.StatusTooManyRequests:
+		advice = "it wants fewer connections"
+	case r.code >= 500:
+		advice = "the broker behind it is not there"
+	}
+	return fmt.Sprintf("websocket with %s: the server answers %s to a request for %s; %s", r.server, said(r.status), r.path, advice)
+}
+
+// lasting reports whether the same request is likely to be refused again.
+func (r *httpRefusal) lasting() bool {
+	return r.code == http.StatusUnauthorized || r.code == http.StatusForbidden || r.code == http.StatusTooManyRequests
+}
+
+// httpEnd is the end of a connection that was refused in HTTP.
+func httpEnd(r *httpRefusal) error {
+	if r.code == http.StatusUnauthorized || r.code == http.StatusForbidden {
+		return &endError{label: endRefused, err: r}
+	}
+	return &endError{label: endNetwork, err: r}
 }
 
 func (c *webSocketConn) Read(b []byte) (int, error) {
@@ -141,20 +190,38 @@ func webSocketEnd(err error) error {
 	case c.Code == websocket.CloseAbnormalClosure: // the library's word for an end of the stream without a close frame
 		return io.EOF
 	}
-	return fmt.Errorf("the server closed the websocket (%d %s): %w", c.Code, c.Text, io.EOF)
+	text := ""
+	if c.Text != "" {
+		text = " " + said(c.Text)
+	}
+	return fmt.Errorf("the server closed the websocket (%d%s): %w", c.Code, text, io.EOF)
 }
 
 func (c *webSocketConn) Write(b []byte) (int, error) {
 	written := 0
 	for len(b) > 0 {
 		n := min(len(b), webSocketMessage)
-		if err := c.ws.WriteMessage(websocket.BinaryMessage, b[:n]); err != nil {
-			return written, err
+		err := c.ws.WriteMessage(websocket.BinaryMessage, b[:n])
+		if err != nil {
+			return written, c.whyNot(err)
 		}
 		written += n
 		b = b[n:]
 	}
 	return written, nil
+}
+
+// whyNot is why a write failed with err: over what the reader met, if it ended the connection.
+func (c *webSocketConn) whyNot(err error) error {
+	if errors.Is(err, websocket.ErrCloseSent) { // by the reader, in answer to what it read
+		<-c.over
+	}
+	select {
+	case <-c.over:
+		return c.reason
+	default:
+		return err
+	}
 }
 
 func (c *webSocketConn) Close() error { return c.ws.Close() }

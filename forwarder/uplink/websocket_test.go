@@ -174,7 +174,7 @@ func TestWebSocketPathAndHost(t *testing.T) {
 		http.Error(w, "no", http.StatusTeapot)
 	})
 	for path, want := range map[string]string{
-		"": "/mqtt", "/": "/", "/a%2Fb/c": "/a%2Fb/c", "/x?a=1&b=%20": "/x?a=1&b=%20", "?a=1": "/mqtt?a=1", "/$iothub/websocket": "/$iothub/websocket",
+		"": "/mqtt", "/": "/", "/a%2Fb/c": "/a%2Fb/c", "/x?a=1&b=%20": "/x?a=1&b=%20", "//mqtt": "//mqtt", "//h/p?q": "//h/p?q", "/a//b": "/a//b", "?a=1": "/mqtt?a=1", "/$iothub/websocket": "/$iothub/websocket",
 	} {
 		sv, err := parseServer(addr + path)
 		if err != nil {
@@ -194,7 +194,7 @@ func TestWebSocketPathAndHost(t *testing.T) {
 	}
 	for server, want := range map[string]string{
 		"ws://h": "ws://h/mqtt", "wss://h": "wss://h/mqtt", "wss://h:8084": "wss://h:8084/mqtt", "ws://[::1]:80/x": "ws://[::1]/x",
-		"wss://h:80/x?y=z": "wss://h:80/x?y=z",
+		"wss://h:80/x?y=z": "wss://h:80/x?y=z", "ws://h//mqtt": "ws://h//mqtt", "wss://[fe80::1%25eth0]:444": "wss://[fe80::1]:444/mqtt",
 	} {
 		sv, err := parseServer(server)
 		if err != nil {

@@ -82,23 +82,23 @@ func appendPublish(b []byte, version byte, p publication) []byte {
 // check reports why p cannot be written as a PUBLISH of at most limit bytes (0: no limit); nil when it can.
 func check(version byte, p publication, limit uint32) error {
 	if err := message.ValidName(p.m.Topic); err != nil {
-		return &RefusedError{Code: codeTopicInvalid, Reason: err.Error()}
+		return &RefusedError{Code: codeTopicInvalid, Reason: err.Error(), Local: true}
 	}
 	n := 2 + len(p.m.Topic) + 2 + len(p.m.Payload)
 	if version == version5 {
 		if len(p.m.ContentType) > maxText || len(p.m.ResponseTopic) > maxText || len(p.m.CorrelationData) > maxText {
-			return &RefusedError{Code: codePacketTooLarge, Reason: "a property is longer than 65535 bytes"}
+			return &RefusedError{Code: codePacketTooLarge, Reason: "a property is longer than 65535 bytes", Local: true}
 		}
 		for _, u := range p.m.Properties {
 			if len(u.Key) > maxText || len(u.Value) > maxText {
-				return &RefusedError{Code: codePacketTooLarge, Reason: "a user property is longer than 65535 bytes"}
+				return &RefusedError{Code: codePacketTooLarge, Reason: "a user property is longer than 65535 bytes", Local: true}
 			}
 		}
 		props := propertiesLen(p)
 		n += lengthLen(props) + props
 	}
 	if n > maxRemaining || limit > 0 && uint64(n)+uint64(1+lengthLen(n)) > uint64(limit) {
-		return &RefusedError{Code: codePacketTooLarge, Reason: fmt.Sprintf("%d bytes, the broker takes %d", n, limit)}
+		return &RefusedError{Code: codePacketTooLarge, Reason: fmt.Sprintf("%d bytes, the broker takes %d", n, limit), Local: true}
 	}
 	return nil
 }

@@ -30,6 +30,29 @@ func TestZombieFirstServer(t *testing.T) {
 	}
 }
 
+// TestConnectionWorthHaving: one that held for long with nothing to take is, one that took nothing and was given up is not.
+func TestConnectionWorthHaving(t *testing.T) {
+	h := open(t, variants()[0], nil, "mqtt://s0")
+	for _, c := range []struct {
+		label  string
+		lived  time.Duration
+		useful bool
+		want   bool
+	}{
+		{endNetwork, time.Second, true, true},
+		{endNetwork, 2 * time.Hour, false, true},
+		{endNetwork, time.Second, false, false},
+		{endAckTimeout, 2 * time.Hour, false, false},
+		{endClosed, 2 * time.Hour, false, false}, // by the user of the link, over what it refused
+		{endClosed, time.Second, true, true},
+	} {
+		h.useful = c.useful
+		if got := h.worked(ended(c.label, "x"), c.lived); got != c.want {
+			t.Errorf("%+v: %t", c, got)
+		}
+	}
+}
+
 // TestReturnToZombie: the uplink works on its second server. The first one comes back, lets clients in and acknowledges
 // nothing. The uplink may try it, and has to go on with the second one.
 func TestReturnToZombie(t *testing.T) {

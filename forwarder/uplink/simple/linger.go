@@ -19,9 +19,15 @@ type lingering struct {
 	err  error
 }
 
-// Close waits for the broker's end of the stream, for a second at most.
+// Close waits for the broker's end of the stream, for a second at most. Over TLS the end of the sending side is written, and waits for a
+// writer that is at work: where the broker reads nothing, neither gets anywhere, and both are given up after another second.
 func (c *lingering) Close() error {
 	c.once.Do(func() {
+		if t, ok := c.Conn.(interface{ NetConn() net.Conn }); ok {
+			_ = c.SetWriteDeadline(time.Now().Add(lingerTimeout))
+			guard := time.AfterFunc(2*lingerTimeout, func() { _ = t.NetConn().Close() })
+			defer guard.Stop()
+		}
 		if half, ok := c.Conn.(interface{ CloseWrite() error }); ok && half.CloseWrite() == nil {
 			// A reader that is at work meanwhile may take a part of what comes, and sees the end, too.
 			_ = c.SetReadDeadline(time.Now().Add(lingerTimeout))

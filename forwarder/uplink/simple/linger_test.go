@@ -2,7 +2,13 @@ package simple
 
 import (
 	"bytes"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
 	"io"
+	"math/big"
 	"net"
 	"testing"
 	"time"
@@ -64,5 +70,59 @@ func TestCloseDoesNotWaitForever(t *testing.T) {
 		}
 	case <-time.After(time.Minute):
 		t.Error("it waits for ever")
+	}
+}
+
+// TestCloseBesideAStuckWriter: a broker that reads nothing holds a writer, and over TLS the end of the sending side waits for that.
+func TestCloseBesideAStuckWriter(t *testing.T) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert := &x509.Certificate{SerialNumber: big.NewInt(1), NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour)}
+	der, err := x509.CreateCertificate(rand.Reader, cert, cert, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	near, far := pair(t)
+	broker := tls.Server(far, &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}})
+	shaken := make(chan error, 1)
+	go func() { shaken <- broker.Handshake() }() // and then it reads nothing
+	client := tls.Client(near, &tls.Config{InsecureSkipVerify: true})
+	if err := client.Handshake(); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-shaken; err != nil {
+		t.Fatal(err)
+	}
+	wrote := make(chan struct{}, 1)
+	stuck := make(chan struct{})
+	go func() { // ends with the connection
+		defer close(stuck)
+		for {
+			if _, err := client.Write(make([]byte, 1<<20)); err != nil {
+				return
+			}
+			select {
+			case wrote <- struct{}{}:
+			default:
+			}
+		}
+	}()
+	for last := false; !last; { // until the buffers on the way are full
+		select {
+		case <-wrote:
+		case <-time.After(time.Second):
+			last = true
+		}
+	}
+	closed := make(chan struct{})
+	go func() { _ = (&lingering{Conn: client}).Close(); close(closed) }()
+	for _, c := range []chan struct{}{closed, stuck} {
+		select {
+		case <-c:
+		case <-time.After(time.Minute):
+			t.Fatal("Close waits for the writer, which waits for the broker")
+		}
 	}
 }
