@@ -43,7 +43,7 @@ func TestSickCloudMakesFewDeadLetters(t *testing.T) {
 			var healed time.Time
 			inBubble(t, c.cfg, sickUntil(&healed, c.no), func(r *rig, cloud *fakeCloud) {
 				healed = time.Now().Add(time.Hour)
-				const n = 1500
+				const n = 1200
 				for i := range n {
 					r.send("a", strconv.Itoa(i+1-c.dead))
 				}
@@ -81,7 +81,7 @@ func TestRunOfBadRecords(t *testing.T) {
 		n    int
 		took time.Duration
 	}{
-		"by code":    {act{err: refusedError(0x90)}, 5000, time.Hour},
+		"by code":    {act{err: refusedError(0x90)}, 1200, time.Hour},
 		"by closing": {act{cut: true, byPeer: true}, 5, time.Hour},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -147,11 +147,11 @@ func TestSickServerIsLeft(t *testing.T) {
 				return ack
 			}
 			inBubble(t, cfg, decide, func(r *rig, cloud *fakeCloud) {
-				for i := range 3000 {
+				for i := range 1200 {
 					r.send("a", strconv.Itoa(i+1))
 				}
 				waitEmpty(r, 10*time.Minute)
-				if e := r.entry("all", "cloud"); e.Places["dead"] != blameByCode || e.Places["delivered"] != 3000-blameByCode {
+				if e := r.entry("all", "cloud"); e.Places["dead"] != blameByCode || e.Places["delivered"] != 1200-blameByCode {
 					t.Errorf("ledger: %v", e.Places)
 				}
 				if cloud.links != 2 {
@@ -178,7 +178,7 @@ func TestOneSickServerOfSeveral(t *testing.T) {
 	live.Uplinks["cloud"] = u
 	for name, cfg := range map[string]*config.Config{"single": testConfig(nil, "cloud"), "live first": live, "batches": batchConfig(nil, nil)} {
 		for way, no := range map[string]act{"by code": {err: refusedError(0x99)}, "by closing": {cut: true, byPeer: true}} {
-			for _, n := range []int{1, 10, 2000} {
+			for _, n := range []int{1, 10, 300} {
 				t.Run(name+" "+way+" "+strconv.Itoa(n), func(t *testing.T) {
 					decide := func(_ *fakeCloud, link int, _ message.Message, _ Identity) act {
 						if link%2 == 1 {
@@ -212,7 +212,7 @@ func TestAllServersSick(t *testing.T) {
 			inBubble(t, severalServers(testConfig(nil, "cloud")), sickUntil(&healed, no), func(r *rig, cloud *fakeCloud) {
 				healed = time.Now().Add(time.Hour)
 				cloud.setServers(2)
-				for i := range 1500 {
+				for i := range 1200 {
 					r.send("a", strconv.Itoa(i+1))
 				}
 				waitEmpty(r, 2*time.Hour)
