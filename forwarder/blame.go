@@ -15,7 +15,7 @@ import "errors"
 const (
 	// blameByCode and blameByClose are how many records in a row may be blamed with no other one taken.
 	blameByCode  = 32
-	blameByClose = 1
+	blameByClose = 3
 	// skipByCode and skipByClose are how many are skipped before the broker is at fault; twice as many in the next round, up to
 	// skipMost, so that a long run of bad records is passed in the end.
 	skipByCode  = 1000
