@@ -23,6 +23,7 @@ import (
 	mqtt "github.com/mochi-mqtt/server/v2"
 	"github.com/prometheus/client_golang/prometheus"
 
+	"tidegate/access"
 	"tidegate/config"
 	"tidegate/edge/gate"
 	"tidegate/edge/session"
@@ -48,10 +49,12 @@ type Options struct {
 	Broker config.Broker
 	// Ingest takes over every message that devices and bridges publish.
 	Ingest message.Ingest
+	// IngestWith does so, and appends what sessions store in the same step; needed where there is a Store.
+	IngestWith func(m message.Message, with session.Riders) (message.Ticket, error)
 	// ACL admits clients and decides what they may do.
 	ACL ACL
-	// Store makes the queues of sessions; nil means in memory.
-	Store session.Store
+	// Store keeps sessions and retained messages over a restart; nil means in memory.
+	Store *session.Store
 	// Shutdown is how long Run may take to end after its context did. 0 means 5 s.
 	Shutdown time.Duration
 	Log      *slog.Logger
@@ -65,6 +68,7 @@ type Broker struct {
 	log       *slog.Logger
 	metrics   *metrics
 	sessions  *session.Manager
+	take      func(*message.Message, session.Riders) (message.Ticket, error) // ingest
 	server    *mqtt.Server
 	listeners []*listener
 	wills     wills
@@ -102,13 +106,12 @@ func New(o Options) (*Broker, error) {
 	if o.Shutdown == 0 {
 		o.Shutdown = defaultShutdown
 	}
+	if o.Store != nil && o.IngestWith == nil {
+		return nil, errors.New("edge: a store of sessions needs IngestWith")
+	}
 	b := &Broker{o: o, log: o.Log}
+	b.take = b.ingest
 	b.metrics = newMetrics(o.Metrics, b)
-	b.sessions = session.New(session.Options{
-		QueueBytes: int64(o.Broker.SessionQueue), RetainedLimit: o.Broker.RetainedLimit, Store: o.Store,
-		MaxSessions: 2 * o.Broker.MaxClients, // as many without a connection as with one
-		Drop:        b.drop, Evicted: b.evicted,
-	})
 	b.wills.pending = make(map[string]pendingWill)
 	b.turns.seed = maphash.MakeSeed()
 	b.life, b.endLife = context.WithCancel(context.Background())
@@ -122,7 +125,25 @@ func New(o Options) (*Broker, error) {
 			return nil, err
 		}
 	}
+	b.sessions = session.New(b.sessionOptions())
+	b.restoreWills()
 	return b, nil
+}
+
+func (b *Broker) sessionOptions() session.Options {
+	acl := b.o.ACL
+	return session.Options{
+		QueueBytes: int64(b.o.Broker.SessionQueue), RetainedLimit: b.o.Broker.RetainedLimit, Store: b.o.Store,
+		MaxSessions: 2 * b.o.Broker.MaxClients, // as many without a connection as with one
+		Drop:        b.drop, Evicted: b.evicted, MaxExpiry: b.o.Broker.SessionExpiry.D(), Logger: b.log,
+		Allow: func(user, client string) func(string) bool {
+			id := access.Identity{User: user, Client: client}
+			return func(topic string) bool { return acl.Allow(id, access.Deliver, topic) }
+		},
+		MaySubscribe: func(user, client, filter string) bool {
+			return acl.Allow(access.Identity{User: user, Client: client}, access.Subscribe, filter)
+		},
+	}
 }
 
 // drop counts messages that are not delivered.
@@ -204,7 +225,20 @@ func (b *Broker) Addrs() map[string]net.Addr {
 func (b *Broker) Clients() int { return int(b.clients.Load()) }
 
 // Sessions returns how many sessions there are, connected or not.
-func (b *Broker) Sessions() int { return b.sessions.Len() }
+func (b *Broker) Sessions() int {
+	if b.sessions == nil {
+		return 0 // not bound yet
+	}
+	return b.sessions.Len()
+}
+
+// lost returns how many records of sessions were lost on the disk.
+func (b *Broker) lost() uint64 {
+	if b.o.Store == nil {
+		return 0
+	}
+	return b.o.Store.Lost()
+}
 
 // Close unbinds the listeners of a Broker that was not run.
 func (b *Broker) Close() error {
@@ -231,7 +265,9 @@ func (b *Broker) Run(ctx context.Context) error {
 	err := b.shutdown()
 	loops.Wait()
 	b.end()
-	return errors.Join(err, b.awaitConns())
+	err = errors.Join(err, b.awaitConns())
+	b.sessions.Flush()
+	return err
 }
 
 // shutdown ends the listeners and their connections within the shutdown time.
@@ -299,8 +335,8 @@ func (b *Broker) sweep(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case now := <-t.C:
+			b.publishDue(now) // before the session ends that keeps the will
 			b.sessions.Sweep(now)
-			b.publishDue(now)
 		}
 	}
 }

@@ -53,6 +53,9 @@ func (f *flight) add(e Entry) uint16 {
 		f.first = id
 	}
 	size := e.Size()
+	if e.seq != 0 {
+		e.Msg, e.IDs, e.size = nil, nil, size // it is read again where it has to be sent again
+	}
 	f.ring.push(outgoing{entry: e, state: sent, open: true, size: size})
 	f.bytes += size
 	f.open++

@@ -1,6 +1,18 @@
 // Package session is the delivery side of the local broker: which subscriber gets a message (tree.go, share.go), what
-// is kept for topics (retained.go) and for clients (session.go, store.go), and how it is sent, acknowledged and sent again
+// is kept for topics (retained.go) and for clients (session.go, queue.go), and how it is sent, acknowledged and sent again
 // (sender.go, flight.go).
+//
+// Sessions that outlive their connection, and retained messages, are kept over a restart where the Manager has a Store: queues
+// in the gateway's log (store.go). A message is stored once, with the sessions that take it (publish.go, record.go), and is read
+// back when it is sent (token.go). What changes in a session is written behind a snapshot of it (journal.go, state.go), and
+// restore.go makes it all again. What a client is told waits until it is on disk; clean sessions and QoS 0 cost no disk.
+//
+// # Limits
+//
+//   - After a crash a QoS 1 message may come again that was acknowledged in the last second; QoS 2 is exactly once both ways.
+//   - QoS 0 messages, and those that a SUBSCRIBE asked for and the store could not take, are in memory only.
+//   - What the disk has lost is counted (session_drops_total, session_lost_records_total) and logged; a session whose snapshot
+//     is lost is gone.
 //
 // A Session belongs to a client identifier and may outlive connections. All it sends goes through one ordered queue, QoS 0
 // included, so that one place fixes the order on the wire, the packet identifiers, the in-flight window and the topic
@@ -10,10 +22,12 @@ package session
 
 import (
 	"container/list"
+	"encoding/binary"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"tidegate/buffer"
 	"tidegate/message"
 )
 
@@ -31,7 +45,10 @@ type Subscription struct {
 	// ID is the subscription identifier; 0: none.
 	ID uint32
 
-	ids []uint32
+	ids   []uint32
+	fresh bool // it replaced none
+	// denied says that the rules allow it no more, since the gateway was started: it is kept and brings nothing.
+	denied bool
 }
 
 // Session is what is kept for one client identifier.
@@ -39,6 +56,7 @@ type Session struct {
 	m    *Manager
 	id   string
 	user string
+	j    *journal     // nil: the session is not kept over a restart; set before anybody else sees the session
 	live atomic.Bool  // connected; read without mu
 	subs atomic.Int64 // ordinary subscriptions; read without mu
 
@@ -59,6 +77,7 @@ type Session struct {
 	now     int64 // bytes of QoS 0 in queue, without what the retained store holds anyway
 	flight  flight
 	inbound map[uint16]message.Ticket // open QoS 2 receives
+	stock   map[buffer.Seq]fetched    // messages that were read back and are to be sent next; nil: none
 	link    link
 	expiry  time.Duration
 	expires time.Time // when a session without connection ends; zero while connected
@@ -75,10 +94,15 @@ type link struct {
 	allow     func(topic string) bool
 }
 
-func newSession(m *Manager, id, user string) *Session {
-	s := &Session{m: m, id: id, user: user, queue: m.o.Store.Queue(id), filters: make(map[string]*Subscription)}
+// newSession makes a session; kept says that it is to be kept over a restart.
+func newSession(m *Manager, id, user string, kept bool) *Session {
+	s := &Session{m: m, id: id, user: user, queue: &memoryQueue{}, filters: make(map[string]*Subscription)}
 	s.wake.L = &s.mu
 	s.flight.atMost = m.o.QueueBytes / 2
+	if kept && m.store != nil {
+		s.queue = &storedQueue{}
+		s.j = &journal{number: m.store.newNumber(), last: buffer.Seq(m.store.last.Load()), stale: true}
+	}
 	return s
 }
 
@@ -111,11 +135,15 @@ func (s *Session) deliver(e Entry) outcome {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch {
-	case s.ended, !s.link.allow(e.Msg.Topic):
+	case s.ended, e.seq == 0 && !s.link.allow(e.Msg.Topic): // of a stored message it was asked before
 		return refused
 	case e.QoS > 0:
 		if e.polite && !s.fits(e.Size()) {
 			return refused
+		}
+		if s.j != nil && e.seq == 0 && s.link.conn == nil {
+			s.m.drop(dropUnstored, 1)
+			return dropped
 		}
 		s.makeRoom(e.Size())
 	case s.link.conn == nil:
@@ -126,8 +154,25 @@ func (s *Session) deliver(e Entry) outcome {
 	default:
 		s.now += e.Size()
 	}
+	if e.seq != 0 {
+		s.j.last = e.seq
+	}
 	s.queue.Append(e)
 	s.wake.Signal()
+	return queued
+}
+
+// takes says what deliver would return for e now.
+func (s *Session) takes(e Entry) outcome {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case s.ended, !s.link.allow(e.Msg.Topic), e.QoS == 0 && s.link.conn == nil, e.QoS > 0 && e.polite && !s.fits(e.Size()):
+		return refused
+	case e.QoS == 0 && s.now+e.Size() > s.m.o.LiveBytes:
+		s.m.drop(dropSlow, 1)
+		return dropped
+	}
 	return queued
 }
 
@@ -140,9 +185,19 @@ func (s *Session) fits(size int64) bool {
 // makeRoom drops the oldest entries until size more bytes fit or none waits any more.
 func (s *Session) makeRoom(size int64) {
 	for s.queue.Len() > 0 && !s.fits(size) {
-		s.pop()
-		s.m.drop(dropFull, 1)
+		if e := s.pop(); s.done(&e) {
+			s.m.drop(dropFull, 1)
+		}
 	}
+}
+
+// done says that s needs e no more. It reports whether e was there still: what the store has lost was counted then. mu is held.
+func (s *Session) done(e *Entry) bool {
+	if e.seq == 0 {
+		return true
+	}
+	s.j.moved = true
+	return s.m.store.release(e.seq)
 }
 
 // pop takes the oldest entry out of the queue.
@@ -157,43 +212,74 @@ func (s *Session) pop() Entry {
 // Subscribe adds or replaces subscriptions, queues the retained messages they ask for, and writes ack (the SUBACK) to conn.
 // A publisher that learnt of the SUBACK therefore reaches them, a retained message never overtakes a newer one, no message
 // comes both as a retained one and as a new one, and nothing that the subscriptions bring arrives before the SUBACK. Nil entries of subs were refused.
+//
+// Where the session is kept, the SUBACK waits for the disk.
 func (s *Session) Subscribe(conn Conn, subs []*Subscription, ack []byte) {
+	add := func(b []byte) []byte {
+		for _, sub := range subs {
+			if sub != nil {
+				b = appendSubscription(append(b, changeSubscribe), sub)
+			}
+		}
+		return b
+	}
 	// What is published from here on either is retained before the subscriptions are there, or reaches them: never both.
 	release := s.m.holdRetained()
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	defer release()
-	if s.link.conn != conn || s.ended {
-		return // taken over meanwhile
+	if s.j != nil {
+		s.m.order.Lock() // retained messages are stored for the session
+		defer s.m.order.Unlock()
 	}
-	fresh := make([]bool, len(subs))
-	for i, sub := range subs {
+	if !s.change(conn, add, func() {
+		s.subscribe(subs)
+		if s.j != nil {
+			// Nothing of the queue is sent before the answer.
+			s.queueAnswer(answer{pos: s.j.pos, conn: conn, packet: ack, suback: true})
+			s.queueStored(subs)
+			return
+		}
+		for _, sub := range subs {
+			s.queueRetained(sub)
+		}
+		release()
+		_, _ = conn.Write(ack) // nothing of the queue is sent before it: that takes mu; a broken connection is found by its reader
+	}) || s.j == nil {
+		return
+	}
+	s.Ticket().Done(s.answered)
+}
+
+// subscribe adds or replaces subscriptions. mu is held.
+func (s *Session) subscribe(subs []*Subscription) {
+	for _, sub := range subs {
 		if sub == nil {
 			continue
 		}
 		if sub.ID > 0 {
 			sub.ids = []uint32{sub.ID}
 		}
-		_, had := s.filters[sub.Filter]
-		fresh[i] = !had
+		old, had := s.filters[sub.Filter]
+		sub.fresh = !had
 		s.filters[sub.Filter] = sub
-		if group, _ := splitShared(sub.Filter); !had && group == "" {
+		if group, _ := splitShared(sub.Filter); (!had || old.denied) && group == "" {
 			s.subs.Add(1)
 		}
 		s.m.tree.add(s, sub)
 	}
-	for i, sub := range subs {
-		if sub != nil && (sub.RetainHandling == 0 || sub.RetainHandling == 1 && fresh[i]) {
-			s.queueRetained(sub)
-		}
-	}
-	release()
-	_, _ = conn.Write(ack) // nothing of the queue is sent before it: that takes mu; a broken connection is found by its reader
 }
 
-// queueRetained queues what the retained store has for sub; nothing for a shared subscription (MQTT 5, 4.8.2).
+// wantsRetained says whether sub, which may be nil, asks for retained messages: never for a shared subscription (MQTT 5, 4.8.2).
+func (sub *Subscription) wantsRetained() bool {
+	if sub == nil || sub.RetainHandling == 2 || sub.RetainHandling == 1 && !sub.fresh {
+		return false
+	}
+	group, _ := splitShared(sub.Filter)
+	return group == ""
+}
+
+// queueRetained queues the retained messages that sub asks for. mu is held.
 func (s *Session) queueRetained(sub *Subscription) {
-	if group, _ := splitShared(sub.Filter); group != "" {
+	if !sub.wantsRetained() {
 		return
 	}
 	s.m.retained.match(sub.Filter, time.Now(), func(m *message.Message) {
@@ -209,22 +295,82 @@ func (s *Session) queueRetained(sub *Subscription) {
 	s.wake.Signal()
 }
 
-// Unsubscribe removes a subscription and reports whether there was one.
+// retainedChunk is about how many bytes of retained messages are stored in one step.
+const retainedChunk = 256 << 10
+
+// queueStored queues the retained messages that subs ask for, those with QoS above 0 stored for the session. What the store
+// does not take at once is in memory only. The Manager's order and mu are held.
+func (s *Session) queueStored(subs []*Subscription) {
+	var entries []Entry
+	for _, sub := range subs {
+		if !sub.wantsRetained() {
+			continue
+		}
+		s.m.retained.match(sub.Filter, time.Now(), func(m *message.Message) {
+			entries = append(entries, Entry{Msg: m, QoS: min(m.QoS, sub.QoS), Retain: true, IDs: sub.ids, Stored: true})
+		})
+	}
+	for len(entries) > 0 {
+		n, size := 0, int64(0)
+		for n < len(entries) && size < retainedChunk {
+			size += sizeOf(entries[n].Msg)
+			n++
+		}
+		s.queueChunk(entries[:n])
+		entries = entries[n:]
+	}
+}
+
+func (s *Session) queueChunk(entries []Entry) {
+	recs := make([]Record, 0, len(entries))
+	kept := entries[:0]
+	for _, e := range entries {
+		switch {
+		case !s.link.allow(e.Msg.Topic):
+		case !s.fits(e.Size()):
+			s.m.drop(dropFull, 1)
+		default:
+			kept = append(kept, e)
+			if e.QoS > 0 {
+				b, _ := appendStored(nil, []taker{takerOf(s, &e)}, e.Msg) // it was stored before
+				recs = append(recs, Record{Queue: s.m.store.messages, Data: b, Lifetime: lifetime(e.Msg)})
+			}
+		}
+	}
+	if len(recs) > 0 {
+		if _, _, err := s.m.store.append(recs...); err != nil {
+			clear(recs)
+		}
+	}
+	for _, e := range kept {
+		if e.QoS > 0 {
+			e.seq, recs = recs[0].Seq, recs[1:]
+		}
+		if e.seq != 0 {
+			s.m.store.last.Store(uint64(e.seq))
+			s.m.store.refs.add(e.seq, 1)
+			s.j.last = e.seq
+		}
+		s.queue.Append(e)
+	}
+	s.wake.Signal()
+}
+
+// Unsubscribe removes a subscription and reports whether there was one. The UNSUBACK is to be written by Answer.
 func (s *Session) Unsubscribe(conn Conn, filter string) bool {
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.link.conn != conn {
+	sub, had := s.filters[filter]
+	s.mu.Unlock()
+	if !had {
 		return false
 	}
-	if _, had := s.filters[filter]; !had {
-		return false
-	}
-	delete(s.filters, filter)
-	if group, _ := splitShared(filter); group == "" {
-		s.subs.Add(-1)
-	}
-	s.m.tree.remove(s, filter)
-	return true
+	return s.change(conn, func(b []byte) []byte { return appendString(append(b, changeUnsubscribe), filter) }, func() {
+		delete(s.filters, filter)
+		if group, _ := splitShared(filter); group == "" && !sub.denied {
+			s.subs.Add(-1)
+		}
+		s.m.tree.remove(s, filter)
+	})
 }
 
 // Filters returns how many subscriptions there are.
@@ -242,18 +388,21 @@ func (s *Session) Receive(id uint16) (message.Ticket, bool) {
 	return t, known
 }
 
-// Received notes that the message with the QoS 2 packet identifier id was taken; a packet with it is a repetition until
+// received notes that the message with the QoS 2 packet identifier id was taken; a packet with it is a repetition until
 // Release [MQTT-4.3.3-10].
-func (s *Session) Received(id uint16, t message.Ticket) {
+func (s *Session) received(id uint16, t message.Ticket) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.ended {
+		return
+	}
 	if s.inbound == nil {
 		s.inbound = make(map[uint16]message.Ticket)
 	}
 	s.inbound[id] = t
 }
 
-// Forget undoes Received for a message that did not reach the disk, so that a packet with its identifier is a new one.
+// Forget undoes what Route noted for a message that did not reach the disk, so that a packet with its identifier is a new one.
 func (s *Session) Forget(id uint16, t message.Ticket) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -269,11 +418,17 @@ func (s *Session) Open() int {
 	return len(s.inbound)
 }
 
-// Release ends the use of a QoS 2 packet identifier and reports whether it was in use.
-func (s *Session) Release(id uint16) bool {
+// Release ends the use of a QoS 2 packet identifier and reports whether it was in use, and the ticket that the PUBCOMP has to
+// wait for: the identifier may be used for another message then, also after a restart.
+func (s *Session) Release(conn Conn, id uint16) (t message.Ticket, known bool) {
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	_, known := s.inbound[id]
-	delete(s.inbound, id)
-	return known
+	_, known = s.inbound[id]
+	s.mu.Unlock()
+	if !known {
+		return s.Ticket(), false
+	}
+	s.change(conn, func(b []byte) []byte { return binary.AppendUvarint(append(b, changeRelease), uint64(id)) }, func() {
+		delete(s.inbound, id)
+	})
+	return s.Ticket(), true
 }
