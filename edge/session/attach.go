@@ -134,9 +134,10 @@ func (s *Session) attach(c Connect) {
 	defer s.mu.Unlock()
 	s.flight.restart(window)
 	s.link = link{
-		conn: c.Conn, version: c.Version, maxPacket: c.MaxPacket, allow: c.Allow,
+		conn: c.Conn, version: c.Version, maxPacket: c.MaxPacket,
 		aliasMax: min(c.TopicAliasMaximum, maxAliases),
 	}
+	s.allow.Store(&c.Allow)
 	if s.link.aliasMax > 0 {
 		s.link.aliases = make(map[string]uint16)
 	}

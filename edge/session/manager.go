@@ -80,8 +80,8 @@ type Manager struct {
 	// subscribers saw last is what is kept. It is taken before any other lock.
 	retaining [16]sync.Mutex
 	seed      maphash.Seed
-	// batches lends encoding buffers to senders while they have something to send, riders memory to publishers.
-	batches, riders sync.Pool
+	// batches lends encoding buffers to senders while they have something to send, ridings memory to publishers.
+	batches, ridings sync.Pool
 
 	store *Store
 	// order is held while a message is appended to the store and queued in the sessions that take it, so that each has its

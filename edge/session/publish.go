@@ -4,7 +4,6 @@ import (
 	"hash/maphash"
 	"slices"
 
-	"tidegate/buffer"
 	"tidegate/message"
 )
 
@@ -53,12 +52,11 @@ func (m *Manager) Route(p Publication) (Result, error) {
 		mu.Lock()
 		defer mu.Unlock()
 	}
-	var room [16]match
-	found := m.tree.match(p.Msg.Topic, room[:0])
-	if m.store == nil {
-		return m.route(&p, found)
+	if m.store != nil {
+		return m.routeStored(&p)
 	}
-	return m.routeStored(&p, found)
+	var room [16]match
+	return m.route(&p, m.tree.match(p.Msg.Topic, room[:0]))
 }
 
 // route is Route where nothing is stored.
@@ -111,19 +109,24 @@ func (r *Result) count(t target, got outcome) {
 // entryFor merges all subscriptions among found of the first match's target into one entry for msg: with the highest QoS
 // [MQTT-3.3.5-1] and every subscription identifier [MQTT-3.3.4-4]. any is false when none of them wants it.
 func entryFor(found []match, msg *message.Message, origin string) (e Entry, any bool) {
+	e.Msg = msg
+	e.QoS, e.Retain, e.IDs, any = merge(found, msg, origin)
+	return e, any
+}
+
+func merge(found []match, msg *message.Message, origin string) (qos message.QoS, retain bool, ids []uint32, any bool) {
 	t := found[0].target
 	own := origin != "" && t.client() == origin
-	e = Entry{Msg: msg}
 	add := func(sub *Subscription) {
 		if sub.NoLocal && own {
 			return
 		}
-		e.QoS = max(e.QoS, min(sub.QoS, msg.QoS))
-		e.Retain = e.Retain || msg.Retain && sub.RetainAsPublished
-		if e.IDs == nil {
-			e.IDs = sub.ids
+		qos = max(qos, min(sub.QoS, msg.QoS))
+		retain = retain || msg.Retain && sub.RetainAsPublished
+		if ids == nil {
+			ids = sub.ids
 		} else if sub.ids != nil {
-			e.IDs = append(e.IDs[:len(e.IDs):len(e.IDs)], sub.ids...)
+			ids = append(ids[:len(ids):len(ids)], sub.ids...)
 		}
 		any = true
 	}
@@ -135,284 +138,7 @@ func entryFor(found []match, msg *message.Message, origin string) (e Entry, any 
 				found[i].target = nil
 			}
 		}
+		slices.Sort(ids) // its own copy unless there is only one
 	}
-	slices.Sort(e.IDs) // its own copy unless there is only one
-	return e, any
-}
-
-// pick is a delivery that was decided on: e for to.
-type pick struct {
-	to target
-	e  Entry
-}
-
-// stored reports whether the message of p is to be stored for its taker.
-func (p *pick) stored() bool {
-	s, ok := p.to.(*Session)
-	return ok && s.j != nil && p.e.QoS > 0
-}
-
-// choose decides who gets msg, before it is known whether it can be taken over.
-func (m *Manager) choose(picks []pick, found []match, msg *message.Message, origin string) []pick {
-	for i := range found {
-		f := &found[i]
-		switch {
-		case f.share != nil:
-			f.share.offer(Entry{Msg: msg, QoS: msg.QoS, Retain: msg.Retain}, func(t target, e Entry) bool {
-				if t.takes(e) != queued {
-					return false
-				}
-				e.polite = false
-				picks = append(picks, pick{t, e})
-				return true
-			})
-		case f.target == nil:
-		default:
-			if e, any := entryFor(found[i:], msg, origin); any {
-				picks = append(picks, pick{f.target, e})
-			}
-		}
-	}
-	return picks
-}
-
-// riding is memory for the riders of one message.
-type riding struct {
-	picks  []pick
-	takers []taker
-	bytes  []byte
-	must   []Record
-	may    []Record
-}
-
-// ridingKeep is the largest memory that is kept after a large message.
-const ridingKeep = 64 << 10
-
-func (m *Manager) riding() *riding {
-	if r, ok := m.riders.Get().(*riding); ok {
-		return r
-	}
-	return &riding{}
-}
-
-func (m *Manager) putRiding(r *riding) {
-	clear(r.picks)
-	clear(r.takers)
-	clear(r.must)
-	clear(r.may)
-	r.picks, r.takers, r.must, r.may = r.picks[:0], r.takers[:0], r.must[:0], r.may[:0]
-	if cap(r.bytes) > ridingKeep {
-		r.bytes = nil
-	}
-	m.riders.Put(r)
-}
-
-// routeStored is Route where there is a store.
-func (m *Manager) routeStored(p *Publication, found []match) (Result, error) {
-	rd := m.riding()
-	defer m.putRiding(rd)
-	rd.picks = m.choose(rd.picks, found, p.Msg, p.Client)
-	message, retained := m.board(rd, p)
-	var r Result
-	var err error
-	ordered := len(rd.must)+len(rd.may) > 0
-	if ordered {
-		m.order.Lock()
-	}
-	r.Ticket, err = m.takeOver(p, rd)
-	if err != nil {
-		if ordered {
-			m.order.Unlock()
-		}
-		return Result{}, err
-	}
-	if p.Msg.Retain {
-		var seq buffer.Seq
-		if retained >= 0 {
-			seq = rd.may[retained].Seq
-		}
-		m.retain(p.Msg, seq, m.store.pos.Load())
-	}
-	var seq buffer.Seq
-	if message >= 0 {
-		seq = rd.may[message].Seq
-	}
-	again := m.give(&r, rd, seq)
-	if ordered {
-		m.order.Unlock()
-	}
-	for i := range again { // a member of a shared subscription left in this very moment
-		if m.reroute(again[i].share, again[i]) {
-			r.Matched++
-		}
-	}
-	return r, nil
-}
-
-// board makes the records that are to be stored with a message, and returns which of rd.may are the message itself and the
-// retained message; -1: not among them.
-func (m *Manager) board(rd *riding, p *Publication) (message, retained int) {
-	message, retained = -1, -1
-	rd.bytes = rd.bytes[:0]
-	if s := p.Session; s != nil && s.j != nil {
-		rd.must = append(rd.must, Record{Queue: m.store.state, Data: s.receiveRecord(p.ID)})
-	}
-	if s := p.Will; s != nil && s.keepsWill() {
-		rd.must = append(rd.must, Record{Queue: m.store.state, Data: s.willRecord(nil)})
-	}
-	for i := range rd.picks {
-		if x := &rd.picks[i]; x.stored() && (x.e.share != nil || x.to.takes(x.e) == queued) {
-			rd.takers = append(rd.takers, takerOf(x.to, &x.e))
-		}
-	}
-	life := lifetime(p.Msg)
-	if len(rd.takers) > 0 {
-		if b, err := appendStored(rd.bytes, rd.takers, p.Msg); err == nil {
-			rd.bytes = b
-			message = len(rd.may)
-			rd.may = append(rd.may, Record{Queue: m.store.messages, Data: b, Lifetime: life})
-		}
-	}
-	if p.Msg.Retain && kept(p.Msg) {
-		keep := p.Msg
-		if !m.retained.fits(p.Msg) {
-			keep = gone(p.Msg)
-		}
-		if len(keep.Payload) > 0 || m.retained.has(p.Msg.Topic) {
-			at := len(rd.bytes)
-			if b, err := appendRetained(rd.bytes, keep); err == nil {
-				rd.bytes = b
-				retained = len(rd.may)
-				rd.may = append(rd.may, Record{Queue: m.store.retained, Data: b[at:], Lifetime: life})
-			}
-		}
-	}
-	return message, retained
-}
-
-func takerOf(t target, e *Entry) taker {
-	s, _ := t.(*Session)
-	x := taker{number: s.j.number, qos: e.QoS, retain: e.Retain, ids: e.IDs}
-	if e.share != nil {
-		x.share = e.share.filter
-	}
-	return x
-}
-
-// takeOver calls Take, or appends the riders where there is none. The order is held where there are riders.
-func (m *Manager) takeOver(p *Publication, rd *riding) (t message.Ticket, err error) {
-	switch {
-	case p.Take != nil:
-		if t, err = p.Take(p.Msg, Riders{Must: rd.must, May: rd.may}); err != nil {
-			return t, err
-		}
-		m.store.appended(t.Pos())
-	case len(rd.must)+len(rd.may) > 0:
-		all := append(slices.Clone(rd.must), rd.may...)
-		for {
-			if t, _, err = m.store.append(all...); err == nil || !m.store.await(err) {
-				break
-			}
-		}
-		if err == nil {
-			copy(rd.must, all)
-			copy(rd.may, all[len(rd.must):])
-		} // else it is given to whom it can be given, and counted as not stored
-	}
-	if s := p.Session; s != nil {
-		s.received(p.ID, t)
-		s.rode(rd.must, t)
-	}
-	if s := p.Will; s != nil && len(rd.must) > 0 {
-		s.willGone(rd.must)
-	}
-	return t, nil
-}
-
-// give delivers to those who were picked. seq is that of the stored message, 0 when it was not stored. It returns the entries
-// of shared subscriptions that need another member.
-func (m *Manager) give(r *Result, rd *riding, seq buffer.Seq) (again []Entry) {
-	if seq != 0 {
-		m.store.last.Store(uint64(seq))
-		m.store.refs.add(seq, len(rd.takers))
-	}
-	next := 0
-	for i := range rd.picks {
-		x := &rd.picks[i]
-		taken := x.stored() && next < len(rd.takers) && rd.takers[next].number == x.to.(*Session).j.number
-		if taken {
-			next++
-			x.e.seq = seq
-			r.Unstored = r.Unstored || seq == 0
-		}
-		got := x.to.deliver(x.e)
-		r.count(x.to, got)
-		if got == queued {
-			continue
-		}
-		if taken && seq != 0 {
-			m.store.release(seq)
-		}
-		if x.e.share != nil && x.e.QoS > 0 {
-			again = append(again, x.e)
-		}
-	}
-	return again
-}
-
-// reroute gives e to another member of its shared subscription and reports whether one took it. No lock is held.
-func (m *Manager) reroute(sh *share, e Entry) bool {
-	if sh == nil || e.Msg == nil {
-		return false
-	}
-	e = Entry{Msg: e.Msg, QoS: e.Msg.QoS, Retain: e.Retain}
-	if m.store == nil {
-		return sh.deliver(e)
-	}
-	for range 4 {
-		var p pick
-		if !sh.offer(e, func(t target, c Entry) bool {
-			c.polite = false
-			p = pick{t, c}
-			return t.takes(c) == queued
-		}) {
-			return false
-		}
-		if !p.stored() {
-			if p.to.deliver(p.e) == queued {
-				return true
-			}
-			continue
-		}
-		if m.storeFor(p.to, &p.e) == queued {
-			return true
-		}
-	}
-	return false
-}
-
-// storeFor stores e for one session and queues it there.
-func (m *Manager) storeFor(t target, e *Entry) outcome {
-	b, err := appendStored(nil, []taker{takerOf(t, e)}, e.Msg)
-	if err != nil {
-		return refused
-	}
-	recs := []Record{{Queue: m.store.messages, Data: b, Lifetime: lifetime(e.Msg)}}
-	m.order.Lock()
-	defer m.order.Unlock()
-	for {
-		if _, _, err = m.store.append(recs...); err == nil || !m.store.await(err) {
-			break
-		}
-	}
-	if err == nil {
-		e.seq = recs[0].Seq
-		m.store.last.Store(uint64(e.seq))
-		m.store.refs.add(e.seq, 1)
-	}
-	got := t.deliver(*e)
-	if got != queued && e.seq != 0 {
-		m.store.release(e.seq)
-	}
-	return got
+	return qos, retain, ids, any
 }

@@ -29,7 +29,7 @@ const (
 	takerKnown  = 1<<5 - 1
 )
 
-// taker is one session that takes a stored message.
+// taker is one session that takes a stored message, as it is read back.
 type taker struct {
 	number uint64
 	qos    message.QoS
@@ -39,7 +39,7 @@ type taker struct {
 }
 
 // appendStored appends the record of m for takers.
-func appendStored(b []byte, takers []taker, m *message.Message) ([]byte, error) {
+func appendStored(b []byte, takers []taking, m *message.Message) ([]byte, error) {
 	b = append(b, recordVersion)
 	b = binary.AppendUvarint(b, uint64(len(takers)))
 	for i := range takers {
@@ -51,18 +51,18 @@ func appendStored(b []byte, takers []taker, m *message.Message) ([]byte, error) 
 		if len(t.ids) > 0 {
 			flags |= takerIDs
 		}
-		if t.share != "" {
+		if t.share != nil {
 			flags |= takerShared
 		}
-		b = append(binary.AppendUvarint(b, t.number), flags)
+		b = append(binary.AppendUvarint(b, t.s.j.number), flags)
 		if len(t.ids) > 0 {
 			b = binary.AppendUvarint(b, uint64(len(t.ids)))
 			for _, id := range t.ids {
 				b = binary.AppendUvarint(b, uint64(id))
 			}
 		}
-		if t.share != "" {
-			b = appendString(b, t.share)
+		if t.share != nil {
+			b = appendString(b, t.share.filter)
 		}
 	}
 	return m.AppendBinary(b)

@@ -158,10 +158,11 @@ func (m *Manager) restoreSession(r *restored) {
 	if r.will != nil && r.will.Pending {
 		s.j.due = now.Add(r.will.Due)
 	}
-	s.link.allow = func(string) bool { return true }
+	allow := func(string) bool { return true }
 	if m.o.Allow != nil {
-		s.link.allow = m.o.Allow(r.user, r.client)
+		allow = m.o.Allow(r.user, r.client)
 	}
+	s.allow.Store(&allow)
 	for _, id := range r.receives {
 		if s.inbound == nil {
 			s.inbound = make(map[uint16]message.Ticket)
@@ -273,6 +274,11 @@ func (r *restored) restoreFlight() {
 	f := &r.s.flight
 	f.next = r.progress.next
 	slices.SortStableFunc(r.progress.flight, func(a, b flown) int { return r.distance(a.id) - r.distance(b.id) })
+	pad := func(id uint16) { // with holes, up to where id stands
+		for f.ring.len() > 0 && f.ring.len() < f.place(id) {
+			f.ring.push(outgoing{})
+		}
+	}
 	for _, x := range r.progress.flight {
 		size, found := r.found[x.seq]
 		if !found && !x.released {
@@ -281,10 +287,8 @@ func (r *restored) restoreFlight() {
 		if f.ring.len() == 0 {
 			f.first = x.id
 		}
-		for f.ring.len() < (int(x.id)-int(f.first)+lastID)%lastID {
-			f.ring.push(outgoing{})
-		}
-		if f.ring.len() > (int(x.id)-int(f.first)+lastID)%lastID {
+		pad(x.id)
+		if f.ring.len() > f.place(x.id) {
 			continue // the same identifier twice
 		}
 		o := outgoing{state: released, entry: Entry{QoS: 2}}
@@ -293,6 +297,9 @@ func (r *restored) restoreFlight() {
 			f.bytes += size
 		}
 		f.ring.push(o)
+	}
+	if f.next > 0 {
+		pad(f.next)
 	}
 }
 

@@ -124,7 +124,7 @@ func (s *Session) first(b []byte, now time.Time) []byte {
 		}
 		return b
 	}
-	if read && !s.link.allow(e.Msg.Topic) {
+	if read && !s.may(e.Msg.Topic) {
 		if s.done(&e) {
 			s.m.drop(dropDenied, 1)
 		}

@@ -59,6 +59,8 @@ type Session struct {
 	j    *journal     // nil: the session is not kept over a restart; set before anybody else sees the session
 	live atomic.Bool  // connected; read without mu
 	subs atomic.Int64 // ordinary subscriptions; read without mu
+	// allow is what Connect.Allow was at the last connection; read without mu.
+	allow atomic.Pointer[func(topic string) bool]
 
 	// place is where it stands in Manager.away, guarded by Manager.mu; nil while it has a connection.
 	place *list.Element
@@ -91,7 +93,6 @@ type link struct {
 	maxPacket uint32 // 0: no limit
 	aliasMax  uint16
 	aliases   map[string]uint16
-	allow     func(topic string) bool
 }
 
 // newSession makes a session; kept says that it is to be kept over a restart.
@@ -135,7 +136,7 @@ func (s *Session) deliver(e Entry) outcome {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch {
-	case s.ended, e.seq == 0 && !s.link.allow(e.Msg.Topic): // of a stored message it was asked before
+	case s.ended, !s.may(e.Msg.Topic):
 		return refused
 	case e.QoS > 0:
 		if e.polite && !s.fits(e.Size()) {
@@ -154,20 +155,20 @@ func (s *Session) deliver(e Entry) outcome {
 	default:
 		s.now += e.Size()
 	}
-	if e.seq != 0 {
-		s.j.last = e.seq
-	}
 	s.queue.Append(e)
 	s.wake.Signal()
 	return queued
 }
+
+// may says whether the rules let s have messages of topic.
+func (s *Session) may(topic string) bool { return (*s.allow.Load())(topic) }
 
 // takes says what deliver would return for e now.
 func (s *Session) takes(e Entry) outcome {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch {
-	case s.ended, !s.link.allow(e.Msg.Topic), e.QoS == 0 && s.link.conn == nil, e.QoS > 0 && e.polite && !s.fits(e.Size()):
+	case s.ended, !s.may(e.Msg.Topic), e.QoS == 0 && s.link.conn == nil, e.QoS > 0 && e.polite && !s.fits(e.Size()):
 		return refused
 	case e.QoS == 0 && s.now+e.Size() > s.m.o.LiveBytes:
 		s.m.drop(dropSlow, 1)
@@ -283,7 +284,7 @@ func (s *Session) queueRetained(sub *Subscription) {
 		return
 	}
 	s.m.retained.match(sub.Filter, time.Now(), func(m *message.Message) {
-		if s.link.allow(m.Topic) {
+		if s.may(m.Topic) {
 			e := Entry{Msg: m, QoS: min(m.QoS, sub.QoS), Retain: true, IDs: sub.ids, Stored: true}
 			if !s.fits(e.Size()) {
 				s.m.drop(dropFull, 1)
@@ -326,13 +327,13 @@ func (s *Session) queueChunk(entries []Entry) {
 	kept := entries[:0]
 	for _, e := range entries {
 		switch {
-		case !s.link.allow(e.Msg.Topic):
+		case !s.may(e.Msg.Topic):
 		case !s.fits(e.Size()):
 			s.m.drop(dropFull, 1)
 		default:
 			kept = append(kept, e)
 			if e.QoS > 0 {
-				b, _ := appendStored(nil, []taker{takerOf(s, &e)}, e.Msg) // it was stored before
+				b, _ := appendStored(nil, []taking{{s: s, ids: e.IDs, qos: e.QoS, retain: e.Retain}}, e.Msg) // it was stored before
 				recs = append(recs, Record{Queue: s.m.store.messages, Data: b, Lifetime: lifetime(e.Msg)})
 			}
 		}

@@ -56,14 +56,9 @@ const (
 )
 
 func (q *storedQueue) Append(e Entry) {
-	t := token{flags: byte(e.QoS) & tokenQoS, size: e.Size(), seq: e.seq}
-	for _, f := range []struct {
-		set bool
-		bit byte
-	}{{e.Retain, tokenRetain}, {e.shared, tokenShared}, {e.dup, tokenDup}, {e.seq != 0, tokenSeq}} {
-		if f.set {
-			t.flags |= f.bit
-		}
+	t := token{flags: flagsOf(e.QoS, e.Retain, e.shared), size: e.Size(), seq: e.seq}
+	if e.dup {
+		t.flags |= tokenDup
 	}
 	if e.Msg != nil && (e.seq == 0 || q.hold && q.bare == 0 && q.heldBytes+t.size <= holdBytes) {
 		t.flags |= tokenHeld
@@ -78,7 +73,27 @@ func (q *storedQueue) Append(e Entry) {
 	q.push(t)
 }
 
+// add is Append for a message in the store that is not held.
+func (q *storedQueue) add(qos message.QoS, retain, shared bool, seq buffer.Seq, size int64) {
+	q.bare++
+	q.push(token{flags: flagsOf(qos, retain, shared), size: size, seq: seq})
+}
+
+func flagsOf(qos message.QoS, retain, shared bool) byte {
+	flags := byte(qos) & tokenQoS
+	if retain {
+		flags |= tokenRetain
+	}
+	if shared {
+		flags |= tokenShared
+	}
+	return flags
+}
+
 func (q *storedQueue) push(t token) {
+	if t.seq != 0 {
+		t.flags |= tokenSeq
+	}
 	last := len(q.chunks) - 1
 	if last < 0 || len(q.chunks[last]) > chunkBytes-2*binary.MaxVarintLen64 {
 		q.chunks = append(q.chunks, nil)
@@ -86,7 +101,7 @@ func (q *storedQueue) push(t token) {
 	}
 	b := append(q.chunks[last], t.flags)
 	b = binary.AppendUvarint(b, uint64(t.size))
-	if t.flags&tokenSeq != 0 {
+	if t.seq != 0 {
 		b = binary.AppendVarint(b, int64(t.seq-q.last))
 		q.last = t.seq
 	}
