@@ -45,7 +45,6 @@ type client struct {
 	index   int
 	s       *Session
 	conn    *clientConn
-	version byte
 	subs    map[string]bool // by topic: acknowledged; false: may be there or not
 	got     []int           // in order, without repetitions of QoS 2
 	count   map[int]int

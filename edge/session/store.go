@@ -38,6 +38,7 @@ type Store struct {
 	log                       *buffer.Log
 	logger                    *slog.Logger
 	messages, state, retained *buffer.Queue
+	bound                     *buffer.Bound // of messages
 
 	// refs counts, for each stored message, the sessions that are not done with it.
 	refs refs
@@ -52,18 +53,19 @@ type Store struct {
 	lost atomic.Uint64
 
 	mu     sync.Mutex // guards what follows; no other lock is taken under it but the log's
-	acks   []pendingAck
-	number uint64 // of the newest session
+	acks   ring[pendingAck]
+	due    []buffer.Seq // memory of settle
+	number uint64       // of the newest session
 	// goneStates and goneRetained are what torn is about.
 	goneStates   map[buffer.Seq]bool
 	goneRetained []buffer.Seq
 }
 
-// pendingAck are records that are needed no more once pos is on disk: what stands in their place is there.
+// pendingAck is a record that is needed no more once pos is on disk: what stands in its place is there, or it is itself.
 type pendingAck struct {
-	pos  buffer.Pos
-	q    *buffer.Queue
-	seqs []buffer.Seq
+	pos buffer.Pos
+	q   *buffer.Queue
+	seq buffer.Seq
 }
 
 // fetchers is how many sessions read from the disk at a time. Each may take a MiB or two of memory meanwhile.
@@ -72,7 +74,7 @@ const fetchers = 4
 // OpenStore declares the queues of sessions in l. maxBytes bounds what is stored of messages for all sessions together; the
 // oldest make room. Nothing is read before New.
 func OpenStore(l *buffer.Log, maxBytes int64, logger *slog.Logger) (*Store, error) {
-	st := &Store{log: l, logger: logger, readers: make(chan *buffer.Batch, fetchers), drop: func(string, int) {}}
+	st := &Store{log: l, logger: logger, readers: make(chan *buffer.Batch, fetchers), drop: func(string, int) {}, bound: l.NewBound(maxBytes, buffer.DropOldest)}
 	for range fetchers {
 		st.readers <- &buffer.Batch{}
 	}
@@ -82,7 +84,7 @@ func OpenStore(l *buffer.Log, maxBytes int64, logger *slog.Logger) (*Store, erro
 		name string
 		o    buffer.QueueOptions
 	}{
-		{&st.messages, messagesQueue, buffer.QueueOptions{Bound: l.NewBound(maxBytes, buffer.DropOldest), OnDrop: st.messagesGone}},
+		{&st.messages, messagesQueue, buffer.QueueOptions{Bound: st.bound, OnDrop: st.messagesGone}},
 		{&st.state, stateQueue, buffer.QueueOptions{OnDrop: st.recordsGone}},
 		{&st.retained, retainedQueue, buffer.QueueOptions{OnDrop: st.recordsGone}},
 	} {
@@ -93,6 +95,9 @@ func OpenStore(l *buffer.Log, maxBytes int64, logger *slog.Logger) (*Store, erro
 	st.last.Store(uint64(st.messages.Stats().Next - 1))
 	return st, nil
 }
+
+// Used returns how many bytes of messages are stored for sessions, and the bound.
+func (st *Store) Used() (used, limit int64) { return st.bound.Used() }
 
 // Lost counts records of sessions that were lost to damage since the start.
 func (st *Store) Lost() uint64 { return st.lost.Load() }
@@ -181,15 +186,12 @@ func (st *Store) await(err error) bool {
 
 // later acknowledges seqs of q as soon as pos is on disk.
 func (st *Store) later(q *buffer.Queue, pos buffer.Pos, seqs ...buffer.Seq) {
-	if len(seqs) == 0 {
-		return
-	}
 	st.mu.Lock()
 	defer st.mu.Unlock()
-	st.acks = append(st.acks, pendingAck{pos, q, seqs})
-	if len(st.acks) >= 1024 {
-		st.settle()
+	for _, seq := range seqs {
+		st.acks.push(pendingAck{pos, q, seq})
 	}
+	st.settle()
 }
 
 // Settle acknowledges what waited for something that is on disk now.
@@ -199,17 +201,30 @@ func (st *Store) Settle() {
 	st.settle()
 }
 
+// settle acknowledges what belongs together at once: a session must not be found with a part of its records.
 func (st *Store) settle() {
-	kept := st.acks[:0]
-	for _, a := range st.acks {
-		if st.log.Durable(a.pos) {
-			a.q.Ack(a.seqs...)
-		} else {
-			kept = append(kept, a)
+	var q *buffer.Queue
+	st.due = st.due[:0]
+	for st.acks.len() > 0 {
+		a := st.acks.at(0)
+		durable := st.log.Durable(a.pos)
+		if !durable && !st.log.Durable(st.acks.at(st.acks.len()-1).pos) {
+			break
 		}
+		// What is not durable although something behind it is, the disk failed to take: what it was to replace stays.
+		if durable {
+			if q != a.q && len(st.due) > 0 {
+				q.Ack(st.due...)
+				st.due = st.due[:0]
+			}
+			q = a.q
+			st.due = append(st.due, a.seq)
+		}
+		st.acks.pop()
 	}
-	clear(st.acks[len(kept):])
-	st.acks = kept
+	if len(st.due) > 0 {
+		q.Ack(st.due...)
+	}
 }
 
 // newNumber gives a number for a session.
@@ -230,8 +245,8 @@ func (st *Store) used(number uint64) {
 // release says that one session is done with the message seq. It reports whether the message was known still.
 func (st *Store) release(seq buffer.Seq) bool {
 	left, known := st.refs.release(seq)
-	if known && left == 0 {
-		st.messages.Ack(seq)
+	if known && left == 0 && len(st.messages.Ack(seq)) == 0 {
+		st.later(st.messages, st.pos.Load(), seq) // its receiver was quicker than the disk
 	}
 	return known
 }
