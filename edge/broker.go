@@ -232,6 +232,14 @@ func (b *Broker) Sessions() int {
 	return b.sessions.Len()
 }
 
+// stored returns how many bytes of messages are on disk for sessions.
+func (b *Broker) stored() (used int64) {
+	if b.o.Store != nil {
+		used, _ = b.o.Store.Used()
+	}
+	return used
+}
+
 // lost returns how many records of sessions were lost on the disk.
 func (b *Broker) lost() uint64 {
 	if b.o.Store == nil {

@@ -1,6 +1,7 @@
 package session
 
 import (
+	"errors"
 	"slices"
 
 	"tidegate/buffer"
@@ -187,14 +188,13 @@ func (m *Manager) takeOver(p *Publication, rd *riding) (t message.Ticket, err er
 		m.store.appended(t.Pos())
 	case len(rd.must)+len(rd.may) > 0:
 		all := append(slices.Clone(rd.must), rd.may...)
-		for {
-			if t, _, err = m.store.append(all...); err == nil || !m.store.await(err) {
-				break
-			}
-		}
-		if err == nil {
+		t, _, err = m.store.append(all...)
+		switch {
+		case err == nil:
 			copy(rd.must, all)
 			copy(rd.may, all[len(rd.must):])
+		case errors.Is(err, buffer.ErrBusy):
+			return t, err // that passes
 		} // else it is given to whom it can be given, and counted as not stored
 	}
 	if s := p.Session; s != nil {
@@ -272,19 +272,23 @@ func (m *Manager) reroute(sh *share, e Entry) bool {
 	if m.store == nil {
 		return sh.deliver(e)
 	}
-	for range 4 {
+	p := Publication{Msg: unretained(e.Msg)}
+	for tries := 0; tries < 4; {
 		rd := m.riding()
 		rd.found = append(rd.found, match{share: sh})
 		m.choose(rd, e.Msg, "")
 		nobody := len(rd.picks)+len(rd.takers) == 0
-		m.board(rd, &Publication{Msg: unretained(e.Msg)})
+		m.board(rd, &p)
 		var r Result
 		m.order.Lock()
-		_, _ = m.handOver(&Publication{Msg: unretained(e.Msg)}, rd, &r) // without Take there is no error
+		_, err := m.handOver(&p, rd, &r)
 		m.order.Unlock()
 		m.putRiding(rd)
-		if nobody || r.Matched > 0 {
+		switch {
+		case nobody || r.Matched > 0:
 			return r.Matched > 0
+		case err == nil || !m.store.await(err):
+			tries++
 		}
 	}
 	return false

@@ -37,15 +37,6 @@ type journal struct {
 	silent int
 }
 
-// answer is a packet that is written when pos is on disk, or a message that is released then.
-type answer struct {
-	pos    buffer.Pos
-	conn   Conn
-	packet []byte
-	suback bool
-	seq    buffer.Seq
-}
-
 // minChanges is how many bytes of changes there may be, however small the snapshot.
 const minChanges = 4 << 10
 
@@ -71,29 +62,36 @@ func (s *Session) wrote(r Record, pos buffer.Pos) {
 // that connection is ended. Sessions that are not kept only apply.
 func (s *Session) change(conn Conn, add func(b []byte) []byte, apply func()) bool {
 	for {
-		s.mu.Lock()
-		if s.link.conn != conn || s.ended {
-			s.mu.Unlock()
-			return false
-		}
-		if s.j == nil {
-			apply()
-			s.mu.Unlock()
-			return true
-		}
-		err := s.write(add(s.changes()))
-		if err == nil {
-			apply()
-		}
-		s.mu.Unlock()
-		if err == nil {
-			return true
-		}
-		if !s.m.store.await(err) {
-			conn.Fail(err)
-			return false
+		ok, err := s.tryChange(conn, add, apply)
+		if err == nil || !s.awaitRoom(conn, err) {
+			return ok
 		}
 	}
+}
+
+// tryChange makes one attempt at change.
+func (s *Session) tryChange(conn Conn, add func(b []byte) []byte, apply func()) (ok bool, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.link.conn != conn || s.ended {
+		return false, nil
+	}
+	if s.j != nil {
+		if err := s.write(add(s.changes())); err != nil {
+			return false, err
+		}
+	}
+	apply()
+	return true, nil
+}
+
+// awaitRoom waits where err passes with a commit. Otherwise it ends the connection and returns false.
+func (s *Session) awaitRoom(conn Conn, err error) bool {
+	if s.m.store.await(err) {
+		return true
+	}
+	conn.Fail(err)
+	return false
 }
 
 // changes begins a record of changes.
@@ -268,63 +266,6 @@ func (s *Session) stain(gone map[buffer.Seq]bool) {
 	defer s.mu.Unlock()
 	for _, r := range s.j.recs {
 		s.j.stale = s.j.stale || gone[r]
-	}
-}
-
-// Answer writes packet to conn when everything that was written of the session before is on disk, in the order of the calls.
-func (s *Session) Answer(conn Conn, packet []byte) {
-	s.mu.Lock()
-	if s.j == nil || len(s.j.answers) == 0 && s.m.store.log.Durable(s.j.pos) {
-		_, _ = conn.Write(packet) // a broken connection is found by its reader
-		s.mu.Unlock()
-		return
-	}
-	s.queueAnswer(answer{pos: s.j.pos, conn: conn, packet: packet})
-	t := s.m.store.ticket(s.j.pos)
-	s.mu.Unlock()
-	t.Done(s.answered)
-}
-
-// queueAnswer queues a. mu is held; somebody must call answered when a.pos is on disk.
-func (s *Session) queueAnswer(a answer) {
-	if a.suback {
-		s.j.silent++
-	}
-	s.j.answers = append(s.j.answers, a)
-}
-
-// answered writes the answers that are due.
-func (s *Session) answered(err error) {
-	s.mu.Lock()
-	var failed Conn
-	for len(s.j.answers) > 0 {
-		a := s.j.answers[0]
-		if !s.m.store.log.Durable(a.pos) {
-			if err == nil {
-				break
-			}
-			// What the disk has failed to take stands in memory only.
-			s.j.stale, failed = true, a.conn
-			a.packet = nil
-		}
-		s.j.answers = s.j.answers[1:]
-		if a.suback {
-			s.j.silent--
-		}
-		if a.packet != nil && a.conn == s.link.conn {
-			_, _ = a.conn.Write(a.packet)
-		}
-		if a.seq != 0 {
-			s.m.store.release(a.seq)
-		}
-	}
-	if len(s.j.answers) == 0 {
-		s.j.answers = nil
-	}
-	s.wake.Broadcast()
-	s.mu.Unlock()
-	if failed != nil {
-		failed.Fail(err)
 	}
 }
 

@@ -39,13 +39,17 @@ type Result struct {
 // the client identifier of the publisher, for No Local; empty for others. It returns how many took it; busy reports that
 // a handler of this process could not. msg is not changed and must not be afterwards.
 func (m *Manager) Publish(msg *message.Message, origin string) (matched int, busy bool) {
-	r, _ := m.Route(Publication{Msg: msg, Client: origin}) // without Take there is no error
-	return r.Matched, r.Busy
+	for {
+		r, err := m.Route(Publication{Msg: msg, Client: origin})
+		if err == nil || !m.store.await(err) {
+			return r.Matched, r.Busy
+		}
+	}
 }
 
 // Route takes p over: first Take, then everybody whose subscription selects the topic; the message is kept when it is to be
 // retained. For sessions that are kept over a restart it is stored, once, in the same step as what Take stores. It does not
-// wait for the disk.
+// wait for the disk. Without Take an error says that too much waits for it just then.
 func (m *Manager) Route(p Publication) (Result, error) {
 	if p.Msg.Retain {
 		mu := &m.retaining[maphash.String(m.seed, p.Msg.Topic)%uint64(len(m.retaining))]
