@@ -75,6 +75,11 @@ func (q *Queue) Scan(after Seq, f func(r Rec) bool) error {
 // pull fills b with records behind after, from where at says if that fits. It returns false if there are none. drain says that it is for
 // the one reader of the queue.
 func (q *Queue) pull(after Seq, b *Batch, at *place, drain bool) (bool, error) {
+	return q.pullTo(after, ^Seq(0), b, at, drain)
+}
+
+// pullTo is pull that stops early: what is behind upto is only read along.
+func (q *Queue) pullTo(after, upto Seq, b *Batch, at *place, drain bool) (bool, error) {
 	l := q.log
 	for tries := 0; ; tries++ {
 		l.mu.Lock()
@@ -82,7 +87,7 @@ func (q *Queue) pull(after Seq, b *Batch, at *place, drain bool) (bool, error) {
 			l.mu.Unlock()
 			return false, fmt.Errorf("read %s: %w", q.name, err)
 		}
-		p, ok := l.plan(q, after)
+		p, ok := l.plan(q, after, upto)
 		if !ok {
 			l.mu.Unlock()
 			if drain {
@@ -90,7 +95,7 @@ func (q *Queue) pull(after Seq, b *Batch, at *place, drain bool) (bool, error) {
 			}
 			return false, nil
 		}
-		if at.extent == p.extent && at.seq == after {
+		if at.extent == p.extent && at.seq <= after {
 			p.off = at.off
 		}
 		l.mu.Unlock()
@@ -156,13 +161,15 @@ func (q *Queue) dropDone(b *Batch) {
 
 // pass is one reading of a part of an extent.
 type pass struct {
-	log      *Log
-	queue    uint64
-	name     string // of the queue, for errors
-	keys     keyring
-	seg      *segment
-	extent   *extent // nil if it does not matter
-	lo, hi   Seq
+	log    *Log
+	queue  uint64
+	name   string // of the queue, for errors
+	keys   keyring
+	seg    *segment
+	extent *extent // nil if it does not matter
+	lo, hi Seq
+	// enough, if it is not 0, ends the pass with the frame that holds it.
+	enough   Seq
 	off, end int64
 }
 
@@ -180,19 +187,22 @@ type badRegion struct {
 	err      error
 }
 
-// plan finds the next extent of q with records behind after, and pins its segment. Log.mu is held.
-func (l *Log) plan(q *Queue, after Seq) (pass, bool) {
+// plan finds the next extent of q with records behind after and up to upto, and pins its segment. Log.mu is held.
+func (l *Log) plan(q *Queue, after, upto Seq) (pass, bool) {
 	after = max(after, q.done.floor)
 	i := q.search(after + 1)
 	for i < len(q.extents) && q.done.count(max(after+1, q.extents[i].first), q.extents[i].last) == uint64(q.extents[i].last-max(after+1, q.extents[i].first)+1) {
 		i++
 	}
-	if i == len(q.extents) {
+	if i == len(q.extents) || q.extents[i].first > upto {
 		return pass{}, false
 	}
 	e := q.extents[i]
 	e.seg.pins++
-	return pass{log: l, queue: q.id, name: q.name, keys: q.keys, seg: e.seg, extent: e, lo: max(after+1, e.first), hi: e.last, off: e.start, end: e.end}, true
+	return pass{
+		log: l, queue: q.id, name: q.name, keys: q.keys, seg: e.seg, extent: e,
+		lo: max(after+1, e.first), hi: e.last, enough: upto, off: e.start, end: e.end,
+	}, true
 }
 
 // unpin lets go of a segment after reading. Log.mu is held.
@@ -219,7 +229,7 @@ func (p pass) run(b *Batch) passResult {
 	b.win.reset(f, p.seg.salt)
 	b.unsealer.reset()
 	for res.off < p.end {
-		if n := len(b.Recs); n > 0 && (b.Recs[n-1].Seq >= p.hi || b.unsealer.size >= readBytes) {
+		if n := len(b.Recs); n > 0 && (b.Recs[n-1].Seq >= p.last() || b.unsealer.size >= readBytes) {
 			break
 		}
 		h, body, err := b.win.frame(res.off, p.end, len(b.Recs) == 0)
@@ -265,6 +275,14 @@ func (p pass) run(b *Batch) passResult {
 		res.err = b.win.err
 	}
 	return res
+}
+
+// last is the last record that is wanted. Those behind it in its frame are read along.
+func (p pass) last() Seq {
+	if p.enough > 0 {
+		return min(p.hi, p.enough)
+	}
+	return p.hi
 }
 
 // open gives the segment's file, opening it if nobody did yet.

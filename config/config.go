@@ -73,12 +73,15 @@ type Broker struct {
 	MaxPacket     Size     `toml:"max_packet"`
 	SessionExpiry Duration `toml:"session_expiry"` // upper bound for what a client may ask for
 	SessionQueue  Size     `toml:"session_queue"`  // undelivered QoS 1/2 kept for one session
+	SessionStore  Size     `toml:"session_store"`  // the same for all sessions together, on disk
 	MaxKeepAlive  Duration `toml:"max_keep_alive"`
 	RetainedLimit int      `toml:"retained_limit"` // retained messages, at most
 	// MaxConnectRate is how many connections a second one source address may open before it is slowed down; 0 is "off".
 	MaxConnectRate ConnectRate `toml:"max_connect_rate"`
 	// MaxClientsPerSource bounds the connections from one source address; 0: as many as MaxClients.
 	MaxClientsPerSource int `toml:"max_clients_per_source"`
+	// EncryptionKey encrypts what is on disk of sessions and retained messages; see Keys. Not set: it is not encrypted.
+	EncryptionKey Secret `toml:"encryption_key"`
 }
 
 // Route says what goes up and in what shape.

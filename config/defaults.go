@@ -29,6 +29,7 @@ func (defaults) config() *Config {
 			MaxPacket:     1 << 20,
 			SessionExpiry: Duration(7 * day),
 			SessionQueue:  64 << 20,
+			SessionStore:  256 << 20,
 			MaxKeepAlive:  Duration(5 * time.Minute),
 			RetainedLimit: 100000,
 		},

@@ -20,8 +20,13 @@ const howToMakeKey = "make one with: openssl rand -hex 32"
 // The secret holds one key in each line, as 64 hexadecimal digits or in base64; lines that are empty or begin with # do not count. A
 // first line "off" is given as an empty key: new records are not encrypted, the keys behind it read old ones. A secret of exactly 32
 // bytes is one key as it is.
-func (b Buffer) Keys() ([][]byte, error) {
-	text := b.EncryptionKey.Reveal()
+func (b Buffer) Keys() ([][]byte, error) { return keysIn(b.EncryptionKey) }
+
+// Keys gives the keys of the broker's encryption_key, as those of a buffer.
+func (b Broker) Keys() ([][]byte, error) { return keysIn(b.EncryptionKey) }
+
+func keysIn(secret Secret) ([][]byte, error) {
+	text := secret.Reveal()
 	if text == "" {
 		return nil, nil
 	}

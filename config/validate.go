@@ -191,6 +191,8 @@ func (v *validator) broker() {
 	v.between("broker.max_packet", int64(b.MaxPacket), 128, maxPacket)
 	v.span("broker.session_expiry", b.SessionExpiry, 0, 100*365*day)
 	v.between("broker.session_queue", int64(b.SessionQueue), 1, 1<<50)
+	v.between("broker.session_store", int64(b.SessionStore), 1, 1<<50)
+	v.encryptionKey("broker.encryption_key", b.EncryptionKey)
 	v.span("broker.max_keep_alive", b.MaxKeepAlive, time.Second, maxKeepAlive*time.Second)
 	v.between("broker.retained_limit", int64(b.RetainedLimit), 0, 100_000_000)
 	v.between("broker.max_clients_per_source", int64(b.MaxClientsPerSource), 0, 10_000_000)

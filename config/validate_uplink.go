@@ -220,10 +220,14 @@ func (v *validator) buffer(key string, u Uplink) {
 		v.warn(key+".buffer.max_bytes", "is smaller than broker.max_packet: a large message can never be sent up")
 	}
 	v.oneOf(key+".buffer.compress", b.Compress, "auto", "off")
-	if _, err := b.Keys(); err != nil {
-		v.wrong(key+".buffer.encryption_key", "%s", err)
-	} else if text := b.EncryptionKey.Reveal(); len(text) == EncryptionKeyBytes && printable(text) {
-		v.warn(key+".buffer.encryption_key", "is a text of %d characters, which is easier to guess than %d random bytes; %s", len(text), len(text), howToMakeKey)
+	v.encryptionKey(key+".buffer.encryption_key", b.EncryptionKey)
+}
+
+func (v *validator) encryptionKey(key string, secret Secret) {
+	if _, err := keysIn(secret); err != nil {
+		v.wrong(key, "%s", err)
+	} else if text := secret.Reveal(); len(text) == EncryptionKeyBytes && printable(text) {
+		v.warn(key, "is a text of %d characters, which is easier to guess than %d random bytes; %s", len(text), len(text), howToMakeKey)
 	}
 }
 

@@ -22,6 +22,7 @@ import (
 	mqtt "github.com/mochi-mqtt/server/v2"
 	"github.com/prometheus/client_golang/prometheus"
 
+	"tidegate/access"
 	"tidegate/config"
 	"tidegate/edge/gate"
 	"tidegate/edge/session"
@@ -47,14 +48,16 @@ type Options struct {
 	Broker config.Broker
 	// Ingest takes over every message that devices and bridges publish.
 	Ingest message.Ingest
+	// IngestWith does so, and appends what sessions store in the same step; needed where there is a Store.
+	IngestWith func(m message.Message, with session.Riders) (message.Ticket, error)
 	// ACL admits clients and decides what they may do.
 	ACL ACL
 	// HideReasons answers what the rules refuse to MQTT 5 clients with 0x80 instead of 0x87, which tells them less.
 	HideReasons bool
-	// Store makes the queues of sessions; nil means in memory.
-	Store session.Store
 	// Audit is told who came in and who did not; nil: Log with audit=true. How much it is told is bounded.
 	Audit *slog.Logger
+	// Store keeps sessions and retained messages over a restart; nil means in memory.
+	Store *session.Store
 	// Shutdown is how long Run may take to end after its context did. 0 means 5 s.
 	Shutdown time.Duration
 	Log      *slog.Logger
@@ -68,6 +71,7 @@ type Broker struct {
 	log       *slog.Logger
 	metrics   *metrics
 	sessions  *session.Manager
+	take      func(*message.Message, session.Riders) (message.Ticket, error) // ingest
 	server    *mqtt.Server
 	listeners []*listener
 	wills     wills
@@ -105,13 +109,12 @@ func New(o Options) (*Broker, error) {
 	if o.Audit == nil {
 		o.Audit = o.Log.With("audit", true)
 	}
+	if o.Store != nil && o.IngestWith == nil {
+		return nil, errors.New("edge: a store of sessions needs IngestWith")
+	}
 	b := &Broker{o: o, log: o.Log, audit: newAudit(o.Audit), limits: connectionLimits(o.Broker)}
+	b.take = b.ingest
 	b.metrics = newMetrics(o.Metrics, b)
-	b.sessions = session.New(session.Options{
-		QueueBytes: int64(o.Broker.SessionQueue), RetainedLimit: o.Broker.RetainedLimit, Store: o.Store,
-		MaxSessions: 2 * o.Broker.MaxClients, // as many without a connection as with one
-		Drop:        b.drop, Evicted: b.evicted,
-	})
 	b.wills.pending = make(map[string]pendingWill)
 	b.turns.seed = maphash.MakeSeed()
 	b.life, b.endLife = context.WithCancel(context.Background())
@@ -125,7 +128,25 @@ func New(o Options) (*Broker, error) {
 			return nil, err
 		}
 	}
+	b.sessions = session.New(b.sessionOptions())
+	b.restoreWills()
 	return b, nil
+}
+
+func (b *Broker) sessionOptions() session.Options {
+	acl := b.o.ACL
+	return session.Options{
+		QueueBytes: int64(b.o.Broker.SessionQueue), RetainedLimit: b.o.Broker.RetainedLimit, Store: b.o.Store,
+		MaxSessions: 2 * b.o.Broker.MaxClients, // as many without a connection as with one
+		Drop:        b.drop, Evicted: b.evicted, MaxExpiry: b.o.Broker.SessionExpiry.D(), Logger: b.log,
+		Allow: func(user, client string) func(string) bool {
+			id := access.Identity{User: user, Client: client}
+			return func(topic string) bool { return acl.Allow(id, access.Deliver, topic) }
+		},
+		MaySubscribe: func(user, client, filter string) bool {
+			return acl.Allow(access.Identity{User: user, Client: client}, access.Subscribe, filter)
+		},
+	}
 }
 
 // drop counts messages that are not delivered.
@@ -178,7 +199,28 @@ func (b *Broker) Addrs() map[string]net.Addr {
 func (b *Broker) Clients() int { return int(b.clients.Load()) }
 
 // Sessions returns how many sessions there are, connected or not.
-func (b *Broker) Sessions() int { return b.sessions.Len() }
+func (b *Broker) Sessions() int {
+	if b.sessions == nil {
+		return 0 // not bound yet
+	}
+	return b.sessions.Len()
+}
+
+// stored returns how many bytes of messages are on disk for sessions.
+func (b *Broker) stored() (used int64) {
+	if b.o.Store != nil {
+		used, _ = b.o.Store.Used()
+	}
+	return used
+}
+
+// lost returns how many records of sessions were lost on the disk.
+func (b *Broker) lost() uint64 {
+	if b.o.Store == nil {
+		return 0
+	}
+	return b.o.Store.Lost()
+}
 
 // Close unbinds the listeners of a Broker that was not run.
 func (b *Broker) Close() error {
@@ -205,7 +247,9 @@ func (b *Broker) Run(ctx context.Context) error {
 	err := b.shutdown()
 	loops.Wait()
 	b.end()
-	return errors.Join(err, b.awaitConns())
+	err = errors.Join(err, b.awaitConns())
+	b.sessions.Flush()
+	return err
 }
 
 // shutdown ends the listeners and their connections within the shutdown time.
@@ -273,8 +317,8 @@ func (b *Broker) sweep(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case now := <-t.C:
+			b.publishDue(now) // before the session ends that keeps the will
 			b.sessions.Sweep(now)
-			b.publishDue(now)
 		}
 	}
 }

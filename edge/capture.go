@@ -10,6 +10,7 @@ import (
 	"github.com/mochi-mqtt/server/v2/packets"
 
 	"tidegate/access"
+	"tidegate/edge/session"
 	"tidegate/message"
 )
 
@@ -35,7 +36,8 @@ func (p *peer) readPublish(pk *packets.Packet) {
 		}
 	}
 	m := p.capture(pk)
-	t, err := p.take(&m)
+	// Who learns of the acknowledgement finds the message retained and queued.
+	t, err := p.take(&m, id)
 	if err != nil {
 		p.refuse(&m, id, err)
 		return
@@ -43,19 +45,16 @@ func (p *peer) readPublish(pk *packets.Packet) {
 	if qos == 2 {
 		p.received(id, t)
 	}
-	// Who learns of the acknowledgement finds the message retained and queued.
-	p.b.sessions.Publish(&m, p.client)
 	if qos > 0 {
 		p.Hold(t)
 		p.ack(qos, id, codeSuccess)
 	}
 }
 
-// received notes a QoS 2 message until its PUBREL. Should its record not reach the disk, the client gets no PUBREC and
-// sends it again; that is then not a repetition but the message itself.
+// received follows when a QoS 2 message was taken, which the session knows until its PUBREL. Should its record not reach the
+// disk, the client gets no PUBREC and sends it again; that is then not a repetition but the message itself.
 func (p *peer) received(id uint16, t message.Ticket) {
 	s := p.session
-	s.Received(id, t)
 	if !t.Durable() {
 		t.Done(func(err error) {
 			if err != nil {
@@ -130,29 +129,33 @@ func (p *peer) mayPublish(topic string) bool {
 	return !message.Reserved(topic) && p.b.o.ACL.Allow(p.identity, access.Publish, topic)
 }
 
-// take checks m and hands it to Ingest.
-func (p *peer) take(m *message.Message) (message.Ticket, error) {
+// take checks m, which came with the packet identifier id, hands it to Ingest and gives it to subscribers.
+func (p *peer) take(m *message.Message, id uint16) (message.Ticket, error) {
 	if err := message.ValidName(m.Topic); err != nil {
 		return message.Ticket{}, err
 	}
 	if !p.mayPublish(m.Topic) {
 		return message.Ticket{}, fmt.Errorf("publish %q: %w", m.Topic, message.ErrNotAllowed)
 	}
-	return p.ingest(m)
+	pub := session.Publication{Msg: m, Client: p.client, Take: p.b.take}
+	if m.QoS == 2 {
+		pub.Session, pub.ID = p.session, id
+	}
+	return p.route(pub)
 }
 
 // behind is an error of Ingest that passes with a commit: nothing is full, but too much waits for the disk.
 type behind interface{ After() message.Ticket }
 
-// ingest hands m over. While too much waits for the disk it waits too, and with it the reading from this client, so that a
+// route hands a message over. While too much waits for the disk it waits too, and with it the reading from this client, so that a
 // slow disk slows devices down instead of refusing them. The library sets the keep alive anew before it reads on. The
 // wait ends with the connection: by a take-over, or by the stop.
-func (p *peer) ingest(m *message.Message) (message.Ticket, error) {
+func (p *peer) route(pub session.Publication) (message.Ticket, error) {
 	for {
-		t, err := p.b.ingest(m)
+		r, err := p.b.sessions.Route(pub)
 		var late behind
 		if err == nil || !errors.As(err, &late) || await(p.patience(), late.After()) != nil {
-			return t, err
+			return r.Ticket, err
 		}
 	}
 }
@@ -176,12 +179,18 @@ func await(ctx context.Context, t message.Ticket) error {
 	}
 }
 
-// ingest hands m over and counts it.
-func (b *Broker) ingest(m *message.Message) (message.Ticket, error) {
+// ingest hands m over, with what sessions store in the same step, and counts it.
+func (b *Broker) ingest(m *message.Message, with session.Riders) (message.Ticket, error) {
 	if b.stopping.Load() {
 		return message.Ticket{}, fmt.Errorf("gateway is stopping: %w", message.ErrBusy)
 	}
-	t, err := b.o.Ingest(*m)
+	var t message.Ticket
+	var err error
+	if b.o.IngestWith != nil {
+		t, err = b.o.IngestWith(*m, with)
+	} else {
+		t, err = b.o.Ingest(*m)
+	}
 	if err == nil {
 		b.metrics.taken(m.Source.Protocol)
 	}
@@ -237,9 +246,11 @@ func (p *peer) answer(head byte, id uint16, code byte) {
 // readPubrel ends a QoS 2 receive.
 func (p *peer) readPubrel(id uint16) {
 	code := byte(codeSuccess)
-	if !p.session.Release(id) {
+	t, known := p.session.Release(p, id)
+	if !known {
 		code = codeUnknownPacketID
 	}
+	p.Hold(t)
 	p.answer(packets.Pubcomp<<4, id, code)
 }
 
@@ -249,7 +260,7 @@ func (p *peer) readPubrec(pk *packets.Packet) {
 	known := p.session.Pubrec(p, pk.PacketID, !failed)
 	switch {
 	case known:
-		p.answer(packets.Pubrel<<4|2, pk.PacketID, codeSuccess)
+		p.session.Answer(p, []byte{packets.Pubrel<<4 | 2, 2, byte(pk.PacketID >> 8), byte(pk.PacketID)})
 	case !failed:
 		p.answer(packets.Pubrel<<4|2, pk.PacketID, codeUnknownPacketID)
 	}

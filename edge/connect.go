@@ -47,6 +47,7 @@ type peer struct {
 
 	orderly bool          // the client said goodbye: no will
 	forced  bool          // we closed the connection for a reason of our own
+	failed  atomic.Bool   // so did a session, because the disk failed
 	goodbye atomic.Bool   // the client sent a DISCONNECT; read by Close, which others may call
 	ended   bool          // the connection was closed here: what was read already is not looked at any more
 	read    chan struct{} // closed when nothing more is read from the connection
@@ -250,11 +251,29 @@ func (p *peer) expiry(seconds uint32) time.Duration {
 	return min(time.Duration(seconds)*time.Second, p.b.o.Broker.SessionExpiry.D())
 }
 
-// attach gives the connection its session and ends the connection that had it [MQTT-3.1.4-3].
+// attach gives the connection its session and ends the connection that had it [MQTT-3.1.4-3]. A session that is kept over a
+// restart is on the disk before the client hears of it, and so is that its old will is void.
 func (p *peer) attach() {
+	p.b.finish(p.client)
+	if !p.takeSession() {
+		return
+	}
+	if err := p.session.Secure(); err != nil {
+		p.b.log.Warn("a session cannot be stored", "client", p.client, "error", err)
+		p.Fail(err)
+	}
+}
+
+// Fail ends the connection because the disk failed.
+func (p *peer) Fail(error) {
+	p.failed.Store(true)
+	p.Kill(gate.ReasonDisk)
+}
+
+// takeSession reports whether the client is told something that has to be on the disk.
+func (p *peer) takeSession() (news bool) {
 	b, c := p.b, &p.connect
 	acl, id := b.o.ACL, p.identity // outlive the connection
-	b.finish(p.client)
 	turn := b.turn(p.client)
 	turn.Lock()
 	defer turn.Unlock()
@@ -262,10 +281,11 @@ func (p *peer) attach() {
 		Conn: p, Client: p.client, User: id.User, Version: c.version, Clean: c.clean, Expiry: p.expiry(c.expiry),
 		ReceiveMaximum: c.receive, MaxPacket: c.maxPacket, TopicAliasMaximum: c.aliases,
 		Allow:    func(topic string) bool { return acl.Allow(id, access.Deliver, topic) },
-		TakeOver: takeOver,
+		TakeOver: takeOver, Will: p.will.kept(id),
 	})
 	p.session, p.present = s, present
 	w, due := b.wills.returned(p.client, present)
+	news = !present || w.will != nil
 	if old, ok := previous.(*peer); ok {
 		w, due = b.willOf(old, false, present)
 		old.will = nil
@@ -273,6 +293,7 @@ func (p *peer) attach() {
 	if due {
 		_ = b.publishWill(w, false)
 	}
+	return news
 }
 
 // finishWithin is how long the connection that a client had may take to be read to its end before another one of the same

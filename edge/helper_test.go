@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -16,7 +18,9 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"tidegate/access"
+	"tidegate/buffer"
 	"tidegate/config"
+	"tidegate/edge/session"
 	"tidegate/message"
 )
 
@@ -51,6 +55,9 @@ func startBroker(t testing.TB, change func(*Options)) *testBroker {
 	if change != nil {
 		change(&o)
 	}
+	if os.Getenv("TIDEGATE_TEST_STORE") != "" && o.Store == nil {
+		storeSessions(t, &o, t.TempDir())
+	}
 	b, err := New(o)
 	if err != nil {
 		t.Fatal(err)
@@ -78,6 +85,38 @@ func startBroker(t testing.TB, change func(*Options)) *testBroker {
 		}
 	})
 	return tb
+}
+
+// storeSessions makes a broker keep its sessions in a log in dir, which is closed with the test.
+func storeSessions(t testing.TB, o *Options, dir string) *buffer.Log {
+	t.Helper()
+	log, err := buffer.Open(dir, buffer.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = log.Close() })
+	if o.Store, err = session.OpenStore(log, 64<<20, o.Log); err != nil {
+		t.Fatal(err)
+	}
+	ingest := o.Ingest
+	o.IngestWith = func(m message.Message, with session.Riders) (message.Ticket, error) {
+		ticket, err := ingest(m)
+		all := append(slices.Clone(with.Must), with.May...)
+		if err != nil || len(all) == 0 {
+			return ticket, err
+		}
+		pos, err := log.Append(all...)
+		if err != nil {
+			return ticket, err
+		}
+		copy(with.Must, all)
+		copy(with.May, all[len(with.Must):])
+		if ticket == (message.Ticket{}) {
+			ticket = message.NewTicket(log, pos)
+		}
+		return ticket, nil
+	}
+	return log
 }
 
 // fakeDisk is an Ingest whose tickets become durable when the test says so.

@@ -61,6 +61,12 @@ func newMetrics(reg prometheus.Registerer, b *Broker) *metrics {
 	f.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "tidegate_sessions", Help: "MQTT sessions, connected or not.",
 	}, func() float64 { return float64(b.Sessions()) })
+	f.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "tidegate_session_store_bytes", Help: "Bytes of messages that wait on disk for MQTT sessions, all together.",
+	}, func() float64 { return float64(b.stored()) })
+	f.NewCounterFunc(prometheus.CounterOpts{
+		Name: "tidegate_session_lost_records_total", Help: "Records of sessions and retained messages lost to damage on the disk.",
+	}, func() float64 { return float64(b.lost()) })
 	return m
 }
 

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"tidegate/access"
+	"tidegate/edge/session"
 	"tidegate/message"
 )
 
@@ -20,7 +21,6 @@ func (b *Broker) Publish(m message.Message) (message.Ticket, error) {
 		b.metrics.refuse(m.Source.Protocol, refusalOf(err).label)
 		return message.Ticket{}, err
 	}
-	b.sessions.Publish(&m, "")
 	return t, nil
 }
 
@@ -38,22 +38,30 @@ func (b *Broker) takeFrom(m *message.Message) (message.Ticket, error) {
 	if !allowed {
 		return message.Ticket{}, fmt.Errorf("publish %q: %w", m.Topic, message.ErrNotAllowed)
 	}
-	return b.ingest(m)
+	r, err := b.sessions.Route(session.Publication{Msg: m, Take: b.take})
+	return r.Ticket, err
 }
 
 // Deliver gives a message of the cloud to local subscribers; it is never handed to Ingest. nil means that every matching
-// session and handler has it queued, message.ErrNoMatch that nobody subscribes to its topic, message.ErrBusy that a
-// handler's queue was full: others may have got it.
-func (b *Broker) Deliver(_ context.Context, m message.Message) error {
+// session and handler has it queued, on the disk where the session is kept there; message.ErrNoMatch that nobody subscribes to
+// its topic; message.ErrBusy that a handler's queue was full or the disk could not take it: others may have got it. It waits
+// for the disk.
+func (b *Broker) Deliver(ctx context.Context, m message.Message) error {
 	if err := message.ValidName(m.Topic); err != nil {
 		return err
 	}
 	stamp(&m)
-	switch matched, busy := b.sessions.Publish(&m, ""); {
-	case busy:
+	r, err := b.sessions.Route(session.Publication{Msg: &m})
+	switch {
+	case err != nil:
+		return fmt.Errorf("deliver %q: %w: %w", m.Topic, message.ErrBusy, err)
+	case r.Busy || r.Unstored:
 		return fmt.Errorf("deliver %q: %w", m.Topic, message.ErrBusy)
-	case matched == 0:
+	case r.Matched == 0:
 		return fmt.Errorf("deliver %q: %w", m.Topic, message.ErrNoMatch)
+	}
+	if err := r.Ticket.Wait(ctx); err != nil {
+		return fmt.Errorf("deliver %q: %w: %w", m.Topic, message.ErrBusy, err)
 	}
 	return nil
 }

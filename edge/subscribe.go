@@ -80,7 +80,7 @@ func (p *peer) readUnsubscribe(pk *packets.Packet) {
 	if p.connect.version < 5 {
 		codes = nil // [MQTT-3.10.4-4] of 3.1.1 has no payload
 	}
-	_, _ = p.Write(p.subAnswer(packets.Unsuback<<4, pk.PacketID, codes))
+	p.session.Answer(p, p.subAnswer(packets.Unsuback<<4, pk.PacketID, codes))
 }
 
 // subAnswer makes a SUBACK or UNSUBACK.

@@ -9,6 +9,7 @@ import (
 	"github.com/mochi-mqtt/server/v2/packets"
 
 	"tidegate/access"
+	"tidegate/edge/session"
 	"tidegate/message"
 )
 
@@ -28,6 +29,7 @@ type will struct {
 // pendingWill is a will whose connection has ended.
 type pendingWill struct {
 	will     *will
+	session  *session.Session // keeps it; nil: nothing does
 	identity access.Identity
 	due      time.Time
 	forced   bool // the delay is ours, not the client's
@@ -93,12 +95,53 @@ func (b *Broker) leave(p *peer) {
 	turn.Lock()
 	defer turn.Unlock()
 	current, lives := b.sessions.Detach(p.session, p)
-	switch w, now := b.willOf(p, current, lives); {
-	case w.will == nil:
-	case now:
-		b.publishOrKeep(p.client, w)
-	default:
+	w, now := b.willOf(p, current, lives)
+	waits := w.will != nil
+	if now {
+		waits = !b.publishOrKeep(p.client, w)
+	} else if waits {
 		b.wills.keep(p.client, w)
+	}
+	if !current {
+		return
+	}
+	if waits {
+		p.session.Left(w.kept())
+	} else {
+		p.session.Left(nil)
+	}
+}
+
+// kept is what the session keeps of w while it waits.
+func (w *pendingWill) kept() *session.Will {
+	k := w.will.kept(w.identity)
+	k.Pending, k.Forced = true, w.forced
+	k.Due = max(time.Until(w.due), 0)
+	return k
+}
+
+// kept is what the session keeps of w, which may be nil.
+func (w *will) kept(id access.Identity) *session.Will {
+	if w == nil {
+		return nil
+	}
+	return &session.Will{Msg: w.msg, Delay: w.delay, Expiry: w.expiry, User: id.User}
+}
+
+// restoreWills makes the wills wait that were kept over a restart. A client that was connected when the gateway ended did not
+// fail for certain: it has some time to come back.
+func (b *Broker) restoreWills() {
+	for _, r := range b.sessions.Wills() {
+		w := pendingWill{
+			will: &will{msg: r.Msg, delay: r.Delay, expiry: r.Expiry}, session: r.Session, forced: r.Forced,
+			identity: access.Identity{User: r.User, Client: r.Client}, due: time.Now().Add(r.Due),
+		}
+		if !r.Pending {
+			w.forced = r.Delay < forcedDelay
+			w.due = time.Now().Add(max(r.Delay, forcedDelay))
+			r.Session.Left(w.kept())
+		}
+		b.wills.keep(r.Client, w)
 	}
 }
 
@@ -133,6 +176,9 @@ func (b *Broker) willOf(p *peer, current, lives bool) (w pendingWill, now bool) 
 		return pendingWill{}, false
 	}
 	w = pendingWill{will: p.will, identity: p.identity}
+	if current && lives {
+		w.session = p.session
+	}
 	delay := p.will.delay
 	switch {
 	case !current:
@@ -141,7 +187,7 @@ func (b *Broker) willOf(p *peer, current, lives bool) (w pendingWill, now bool) 
 			return pendingWill{}, false
 		}
 		return w, true
-	case p.forced:
+	case p.forced || p.failed.Load():
 		w.forced = delay < forcedDelay
 		delay = max(delay, forcedDelay)
 	case !lives:
@@ -199,12 +245,14 @@ func (b *Broker) publishPending(client string) {
 // publishOrKeep publishes w; while too much waits for the disk it keeps w for another try, as a client's own messages wait
 // then. Not where very many are kept already: that is their bound. A client that comes back meanwhile has its will
 // published before it is let in, with one try.
-func (b *Broker) publishOrKeep(client string, w pendingWill) {
+func (b *Broker) publishOrKeep(client string, w pendingWill) (published bool) {
 	err := b.publishWill(w, b.wills.count() < 2*b.o.Broker.MaxClients)
 	if late := behind(nil); errors.As(err, &late) {
 		w.late, w.due = true, time.Time{} // the next sweep tries again
 		b.wills.keep(client, w)
+		return false
 	}
+	return true
 }
 
 // publishWill publishes w as if its client did. What is refused is counted and logged; nobody can be told. With again, an
@@ -218,19 +266,19 @@ func (b *Broker) publishWill(w pendingWill, again bool) error {
 	}
 	err := error(message.ErrNotAllowed)
 	if !message.Reserved(m.Topic) && b.o.ACL.Allow(w.identity, access.Publish, m.Topic) {
-		_, err = b.ingest(&m)
+		_, err = b.sessions.Route(session.Publication{Msg: &m, Client: w.identity.Client, Take: b.take, Will: w.session})
+	}
+	if err == nil {
+		return nil
 	}
 	if late := behind(nil); again && errors.As(err, &late) {
 		return err
 	}
-	if err != nil {
-		r := refusalOf(err)
-		b.metrics.refuse(message.MQTT, r.label)
-		b.log.Warn("will message refused", "client", w.identity.Client, "topic", m.Topic, "error", err)
-		if !r.passes {
-			return nil
-		}
+	r := refusalOf(err)
+	b.metrics.refuse(message.MQTT, r.label)
+	b.log.Warn("will message refused", "client", w.identity.Client, "topic", m.Topic, "error", err)
+	if r.passes {
+		b.sessions.Publish(&m, w.identity.Client)
 	}
-	b.sessions.Publish(&m, w.identity.Client)
 	return nil
 }

@@ -31,6 +31,13 @@ const scratchKeep = 64 << 10
 // refuses for all), stopping, out of order or behind, message.ErrTooLarge when it can never fit. Where the disk is only
 // behind, the error has a method After() message.Ticket: once that ticket is durable, it is worth another try.
 func (f *Forwarder) Ingest(m message.Message) (message.Ticket, error) {
+	return f.IngestWith(m, nil, nil)
+}
+
+// IngestWith is Ingest with records of somebody else, which are appended in the same step: after a crash either all are there or
+// none. must are taken as the message is; may are left out where the log has no room for them, which their Seq of 0 tells.
+// With records the ticket is theirs, too, also where no route wants the message.
+func (f *Forwarder) IngestWith(m message.Message, must, may []buffer.Record) (message.Ticket, error) {
 	if m.ID.IsZero() {
 		m.ID = message.NewID()
 	}
@@ -41,7 +48,7 @@ func (f *Forwarder) Ingest(m message.Message) (message.Ticket, error) {
 	defer f.putScratch(s)
 
 	s.copies = f.chain.Process(s.copies[:0], &m)
-	if len(s.copies) == 0 {
+	if len(s.copies) == 0 && len(must)+len(may) == 0 {
 		f.ledger.unrouted.Add(1)
 		return message.Ticket{}, nil
 	}
@@ -49,7 +56,7 @@ func (f *Forwarder) Ingest(m message.Message) (message.Ticket, error) {
 		f.refuse(s)
 		return message.Ticket{}, err
 	}
-	pos, err := f.log.Append(s.records...)
+	pos, err := f.append(s, must, may)
 	if err != nil {
 		err = f.ingestError(err)
 		if _, behind := err.(*behindError); !behind { // who is only asked to wait has not been refused
@@ -58,8 +65,30 @@ func (f *Forwarder) Ingest(m message.Message) (message.Ticket, error) {
 		return message.Ticket{}, err
 	}
 	f.appended(pos)
+	if len(s.copies) == 0 {
+		f.ledger.unrouted.Add(1)
+		return message.NewTicket(f.log, pos), nil
+	}
 	f.taken(s, pos, m.Received)
 	return message.NewTicket(f.log, pos), nil
+}
+
+// append appends the records of s with others, in one step.
+func (f *Forwarder) append(s *scratch, must, may []buffer.Record) (buffer.Pos, error) {
+	own := len(s.records)
+	s.records = append(append(s.records, must...), may...)
+	pos, err := f.log.Append(s.records...)
+	if err != nil && len(may) > 0 && !errors.Is(err, buffer.ErrBusy) {
+		s.records = s.records[:own+len(must)]
+		pos, err = f.log.Append(s.records...)
+		may = nil
+	}
+	if err != nil {
+		return 0, err
+	}
+	copy(must, s.records[own:])
+	copy(may, s.records[own+len(must):])
+	return pos, nil
 }
 
 // encode makes the buffer's records of the copies that are to be stored: a normal copy in its lane, one with an impossible

@@ -23,6 +23,9 @@ type Ticket struct {
 // NewTicket returns a ticket that is durable when w is durable up to pos.
 func NewTicket(w Waiter, pos uint64) Ticket { return Ticket{w, pos} }
 
+// Pos returns the position that the ticket stands for; 0 for the zero Ticket.
+func (t Ticket) Pos() uint64 { return t.pos }
+
 // Durable reports, without waiting, whether the message is on disk.
 func (t Ticket) Durable() bool { return t.w == nil || t.w.Durable(t.pos) }
 

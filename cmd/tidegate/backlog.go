@@ -11,6 +11,7 @@ import (
 	"tidegate/admin/metrics"
 	"tidegate/buffer"
 	"tidegate/config"
+	"tidegate/edge/session"
 	"tidegate/forwarder"
 	"tidegate/message/envelope"
 )
@@ -77,12 +78,21 @@ func timeOrNull(t time.Time) *time.Time {
 type selection struct {
 	uplink, lane string
 	dead         bool // the dead letters instead of the lanes
+	sessions     bool // what is stored of sessions instead of the uplinks' records
 	letters      forwarder.DeadSelection
 }
 
 // pick returns the selected queues by name. It is an error when uplink names none.
 func (s selection) pick(l *buffer.Log) ([]*buffer.Queue, error) {
 	var picked []*buffer.Queue
+	if s.sessions {
+		for _, name := range session.Queues() {
+			if q := l.Lookup(name); q != nil {
+				picked = append(picked, q)
+			}
+		}
+		return picked, nil
+	}
 	var known []string
 	for _, st := range l.Queues() {
 		uplink, lane, kind := metrics.SplitQueue(st.Name)
@@ -201,7 +211,10 @@ func purgeQueues(l *buffer.Log, s selection, giveUp func(*buffer.Queue) (uint64,
 	queues, err := s.pick(l)
 	rows := []purgedRow{}
 	for _, q := range queues {
-		uplink, lane, _ := metrics.SplitQueue(q.Name())
+		uplink, lane, kind := metrics.SplitQueue(q.Name())
+		if kind == metrics.Other {
+			uplink, lane, _ = strings.Cut(q.Name(), "/")
+		}
 		n, e := giveUp(q)
 		rows = append(rows, purgedRow{uplink, lane, n})
 		err = errors.Join(err, e)

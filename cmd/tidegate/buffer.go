@@ -31,7 +31,7 @@ func bufferCommands() []bufferCommand {
 		{"ls", "[--json] [--config FILE]", bufferList},
 		{"verify", "[--json] [--config FILE]", bufferVerify},
 		{"export", "[--uplink NAME] [--lane LANE] [--config FILE]", bufferExport},
-		{"purge", "--yes [--uplink NAME] [--lane LANE] [--config FILE]", bufferPurge},
+		{"purge", "--yes [--uplink NAME] [--lane LANE] | --yes --sessions [--config FILE]", bufferPurge},
 		{"dead", "ls [--uplink NAME] | resend [--uplink NAME] [--id ID] [--seq SEQ] | discard --yes [--uplink NAME] [--id ID] [--seq SEQ] [--config FILE]", bufferDead},
 	}
 }
@@ -76,6 +76,8 @@ func parseBuffer(std stdio, name, synopsis string, args []string, has ...string)
 			fs.StringVar(&f.sel.uplink, h, "", "only this uplink's; `NAME` may be of an earlier configuration")
 		case "lane":
 			fs.StringVar(&f.sel.lane, h, "", "only this `LANE`: normal or urgent")
+		case "sessions":
+			fs.BoolVar(&f.sel.sessions, h, false, "what is stored of MQTT sessions and retained messages, instead of the uplinks' records; on a stopped gateway")
 		case "id":
 			fs.StringVar(&f.sel.letters.ID, h, "", "only the one of the message `ID`, its tg-id")
 		case "seq":
@@ -105,7 +107,7 @@ func backlogOf(c *config.Config, write bool, ask func(remote) error, look func(*
 	if _, err := os.Stat(dir); err != nil {
 		return err
 	}
-	open, o := buffer.OpenReadOnly, buffer.Options{Keys: keysOf(c.Uplinks)}
+	open, o := buffer.OpenReadOnly, buffer.Options{Keys: keysOf(c)}
 	if write {
 		// Who gives up what is stored may have lost its key.
 		open, o.Keys = buffer.Open, spareKeys(o.Keys)
@@ -249,16 +251,24 @@ func export(std stdio, name string, c *config.Config, s selection) int {
 }
 
 func bufferPurge(args []string, std stdio, synopsis string) int {
-	f, c, code, done := parseBuffer(std, "purge", synopsis, args, "yes", "uplink", "lane")
+	f, c, code, done := parseBuffer(std, "purge", synopsis, args, "yes", "uplink", "lane", "sessions")
 	if done {
 		return code
+	}
+	if f.sel.sessions && (f.sel.uplink != "" || f.sel.lane != "") {
+		return std.fail(exitUsage, "buffer purge: --sessions is not for one uplink or lane; leave --uplink and --lane out")
 	}
 	if !f.yes {
 		return std.fail(exitUsage, "buffer purge: this gives up records for good; say --yes, and look first with tidegate buffer ls")
 	}
 	var rows []purgedRow
 	err := backlogOf(c, true,
-		func(r remote) error { return r.call(http.MethodPost, pathPurge, f.sel.values(), &rows) },
+		func(r remote) error {
+			if f.sel.sessions {
+				return errors.New("the gateway is running and knows its sessions; stop it first")
+			}
+			return r.call(http.MethodPost, pathPurge, f.sel.values(), &rows)
+		},
 		func(l *buffer.Log) (err error) {
 			rows, err = purgeQueues(l, f.sel, func(q *buffer.Queue) (uint64, error) { return forwarder.Purge(context.Background(), l, q) })
 			return err

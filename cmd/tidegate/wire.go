@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -19,8 +20,10 @@ import (
 	"tidegate/buffer"
 	"tidegate/config"
 	"tidegate/edge"
+	"tidegate/edge/session"
 	"tidegate/forwarder"
 	"tidegate/forwarder/uplink"
+	"tidegate/message"
 )
 
 // gateway is everything a running gateway is made of. build makes it, run (run.go) runs it, close frees what build bound.
@@ -31,6 +34,7 @@ type gateway struct {
 	users     *access.Checker
 	buffer    *buffer.Log
 	forwarder *forwarder.Forwarder
+	sessions  *session.Store
 	broker    *edge.Broker
 	uplinks   []*uplink.Client
 	bridges   []bridges.Bridge
@@ -94,12 +98,19 @@ func build(ctx context.Context, c *config.Config, log *slog.Logger, s seams) (_ 
 // only the last one is shown.
 func (g *gateway) openBroker(ctx context.Context, reg *prometheus.Registry, s seams) error {
 	var own *prometheus.Registry
-	err := handOver(ctx, s.patience, g.log, "the addresses of the listeners", func() (err error) {
+	var err error
+	if g.sessions, err = session.OpenStore(g.buffer, int64(g.config.Broker.SessionStore), g.log.With("part", "edge")); err != nil {
+		return err
+	}
+	ingest := func(m message.Message, with session.Riders) (message.Ticket, error) {
+		return g.forwarder.IngestWith(m, with.Must, with.May)
+	}
+	err = handOver(ctx, s.patience, g.log, "the addresses of the listeners", func() (err error) {
 		own = prometheus.NewRegistry()
 		g.broker, err = edge.New(edge.Options{
 			Listeners: g.config.Listeners, Broker: g.config.Broker, Ingest: g.forwarder.Ingest, ACL: g.users,
 			HideReasons: g.config.Auth.HideReasons,
-			Log:         g.log.With("part", "edge"), Metrics: own,
+			IngestWith:  ingest, Store: g.sessions, Log: g.log.With("part", "edge"), Metrics: own,
 		})
 		return err
 	})
@@ -118,7 +129,7 @@ func (g *gateway) openBuffer(ctx context.Context, reg prometheus.Registerer, s s
 	}
 	err := handOver(ctx, s.patience, g.log, "the data folder", func() (err error) {
 		g.buffer, err = buffer.Open(logDir(g.config), buffer.Options{
-			Sync: strictestSync(g.config.Uplinks), Keys: keysOf(g.config.Uplinks), Compress: compresses(g.config.Uplinks), OnSync: watch.OnSync, FS: s.fs, Logger: g.log.With("part", "buffer"),
+			Sync: strictestSync(g.config.Uplinks), Keys: keysOf(g.config), Compress: compresses(g.config.Uplinks), OnSync: watch.OnSync, FS: s.fs, Logger: g.log.With("part", "buffer"),
 		})
 		return err
 	})
@@ -126,8 +137,8 @@ func (g *gateway) openBuffer(ctx context.Context, reg prometheus.Registerer, s s
 	case errors.Is(err, buffer.ErrLocked):
 		return &startError{exitFailed, "stop the other one, or give this one a data_dir of its own", fmt.Errorf("another gateway runs on %s: %w", dir, err)}
 	case errors.As(err, new(*buffer.KeyError)):
-		return &startError{exitConfig, "give that key back as a further line of encryption_key in [uplink.NAME.buffer]: nothing was changed on disk; " +
-			"or give the records up with tidegate buffer purge --yes --uplink NAME, and dead letters (dead/NAME) with tidegate buffer dead discard --yes --uplink NAME", err}
+		return &startError{exitConfig, "give that key back as a further line of encryption_key in [uplink.NAME.buffer], or in [broker] for session/…: nothing was changed on disk; " +
+			"or give the records up with tidegate buffer purge --yes --uplink NAME, and dead letters (dead/NAME) with tidegate buffer dead discard --yes --uplink NAME, and sessions (session/…) with tidegate buffer purge --yes --sessions", err}
 	case err != nil:
 		return &startError{exitFailed, "check the disk and who may write to the folder", err}
 	}
@@ -145,25 +156,35 @@ func compresses(uplinks map[string]config.Uplink) bool {
 	return true
 }
 
-// keysOf gives the keys of an uplink's queues; those of uplinks that are not configured are nobody's.
-func keysOf(uplinks map[string]config.Uplink) func(queue string) ([]buffer.Key, bool) {
-	rings := make(map[string][]buffer.Key, len(uplinks))
-	for name, u := range uplinks {
-		rings[name] = nil
+// keysOf gives the keys of the queues of uplinks and sessions; those of uplinks that are not configured are nobody's.
+func keysOf(c *config.Config) func(queue string) ([]buffer.Key, bool) {
+	rings := make(map[string][]buffer.Key, len(c.Uplinks))
+	for name, u := range c.Uplinks {
 		secrets, _ := u.Buffer.Keys() // check has looked at them
-		for _, s := range secrets {
-			if len(s) == 0 {
-				rings[name] = append(rings[name], buffer.Key{}) // new records stay plain
-			} else if k, err := buffer.NewKey(s); err == nil {
-				rings[name] = append(rings[name], k)
-			}
-		}
+		rings[name] = ringOf(secrets)
 	}
+	secrets, _ := c.Broker.Keys()
+	sessions := ringOf(secrets)
 	return func(queue string) ([]buffer.Key, bool) {
+		if slices.Contains(session.Queues(), queue) {
+			return sessions, true
+		}
 		uplink, _, _ := metrics.SplitQueue(queue)
 		keys, ok := rings[uplink]
 		return keys, ok
 	}
+}
+
+// ringOf makes the keys of their secrets.
+func ringOf(secrets [][]byte) (keys []buffer.Key) {
+	for _, s := range secrets {
+		if len(s) == 0 {
+			keys = append(keys, buffer.Key{}) // new records stay plain
+		} else if k, err := buffer.NewKey(s); err == nil {
+			keys = append(keys, k)
+		}
+	}
+	return keys
 }
 
 // strictestSync returns what holds for the one log of all uplinks: the shortest time at risk that any of them allows, and

@@ -22,6 +22,8 @@ type Connect struct {
 	TopicAliasMaximum uint16
 	// Allow says whether the client may be sent messages of a topic. It must not block.
 	Allow func(topic string) bool
+	// Will is the client's will, to be kept with the session; nil: it has none.
+	Will *Will
 	// TakeOver ends the connection that has the session. Attach calls it before it waits for the packet which that
 	// connection has in hand, so that a packet which waits for something gives up. nil: nobody is told.
 	TakeOver func(previous Conn)
@@ -33,7 +35,10 @@ const maxAliases = 256
 // Attach gives the connection its session: a new one, or the one kept for the client identifier (present). The
 // connection that had it, if any, is ended by c.TakeOver and returned: its packets count no more. Sending starts with
 // Session.Send.
+//
+// A session that is to be kept is on its way to the disk then; Session.Secure waits for it.
 func (m *Manager) Attach(c Connect) (s *Session, present bool, previous Conn) {
+	defer m.finish()
 	s = m.lockFor(c)
 	defer m.mu.Unlock()
 	if s != nil {
@@ -49,7 +54,7 @@ func (m *Manager) Attach(c Connect) (s *Session, present bool, previous Conn) {
 	present = s != nil
 	if s == nil {
 		m.makeRoom()
-		s = newSession(m, c.Client, c.User)
+		s = newSession(m, c.Client, c.User, c.Expiry > 0)
 		m.sessions[c.Client] = s
 	}
 	m.present(s)
@@ -129,14 +134,29 @@ func (s *Session) attach(c Connect) {
 	defer s.mu.Unlock()
 	s.flight.restart(window)
 	s.link = link{
-		conn: c.Conn, version: c.Version, maxPacket: c.MaxPacket, allow: c.Allow,
+		conn: c.Conn, version: c.Version, maxPacket: c.MaxPacket,
 		aliasMax: min(c.TopicAliasMaximum, maxAliases),
 	}
+	s.allow.Store(&c.Allow)
 	if s.link.aliasMax > 0 {
 		s.link.aliases = make(map[string]uint16)
 	}
 	s.expiry, s.expires = c.Expiry, time.Time{}
 	s.live.Store(true)
+	if s.j == nil {
+		return
+	}
+	if q, ok := s.queue.(*storedQueue); ok {
+		q.hold = true
+	}
+	s.j.will = c.Will
+	if s.j.stale {
+		return // Secure, or Flush, writes all of it
+	}
+	b := appendDuration(append(s.changes(), changeAttach), c.Expiry)
+	if s.write(appendWill(b, c.Will)) != nil {
+		s.j.stale = true
+	}
 }
 
 // detachNow takes the connection away from the session and returns it. The rules of the last connection stay, for what
@@ -148,8 +168,20 @@ func (s *Session) detachNow() Conn {
 	s.link.conn = nil
 	s.live.Store(false)
 	s.expires = time.Now().Add(s.expiry)
+	if s.j != nil && conn != nil {
+		s.rest()
+	}
 	s.wake.Broadcast()
 	return conn
+}
+
+// rest gives back the memory that only a connected client needs. mu is held.
+func (s *Session) rest() {
+	s.j.left = time.Now()
+	s.stock = nil
+	if q, ok := s.queue.(*storedQueue); ok {
+		q.strip()
+	}
 }
 
 func (s *Session) over(now time.Time) bool {
@@ -169,7 +201,9 @@ func (s *Session) SetExpiry(conn Conn, d time.Duration) {
 
 // Detach ends the connection of s. The session ends as well when its expiry is 0. It reports whether conn was the
 // session's connection still, and whether the session lives on, with another connection or without one.
+// Where it lives on, Session.Left is to follow.
 func (m *Manager) Detach(s *Session, conn Conn) (current, lives bool) {
+	defer m.finish()
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	s.mu.Lock()

@@ -10,4 +10,6 @@ type Conn interface {
 	// A session calls it after every batch, so what waits in the connection stays bounded
 	// and everything else waits in the session's own queue, where it is counted.
 	WaitWritable() error
+	// Fail ends the connection because the store failed: the client is expected to come back. It does not wait.
+	Fail(err error)
 }

@@ -53,6 +53,9 @@ func (f *flight) add(e Entry) uint16 {
 		f.first = id
 	}
 	size := e.Size()
+	if e.seq != 0 {
+		e.Msg, e.IDs, e.size = nil, nil, size // it is read again where it has to be sent again
+	}
 	f.ring.push(outgoing{entry: e, state: sent, open: true, size: size})
 	f.bytes += size
 	f.open++
@@ -66,15 +69,15 @@ func (f *flight) find(id uint16) *outgoing {
 	if id == 0 || f.ring.len() == 0 {
 		return nil
 	}
-	i := int(id) - int(f.first)
-	if i < 0 {
-		i += lastID
-	}
+	i := f.place(id)
 	if i >= f.ring.len() || f.ring.at(i).state == finished {
 		return nil
 	}
 	return f.ring.at(i)
 }
+
+// place returns the position at which identifier id stands, or would.
+func (f *flight) place(id uint16) int { return (int(id) - int(f.first) + lastID) % lastID }
 
 // id returns the packet identifier of the element at position i.
 func (f *flight) id(i int) uint16 { return uint16((int(f.first)-1+i)%lastID + 1) }

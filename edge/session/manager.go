@@ -3,10 +3,11 @@ package session
 import (
 	"container/list"
 	"hash/maphash"
-	"slices"
+	"log/slog"
 	"sync"
 	"time"
 
+	"tidegate/buffer"
 	"tidegate/message"
 )
 
@@ -25,8 +26,16 @@ type Options struct {
 	// MaxSessions bounds the sessions. A new one above it ends the one that has been without a connection for longest; where
 	// all have one, there is one more. 0 means no bound.
 	MaxSessions int
-	// Store makes the queues; nil means Memory.
-	Store Store
+	// Store keeps sessions over a restart; nil: they end with the process.
+	Store *Store
+	// MaxExpiry bounds how long a session that was stored lives without a connection; 0: as it was granted.
+	MaxExpiry time.Duration
+	// Allow gives the Connect.Allow of a stored session, for its user and client identifier.
+	Allow func(user, client string) func(topic string) bool
+	// MaySubscribe says whether a stored session's subscription is allowed still; nil: all are.
+	MaySubscribe func(user, client, filter string) bool
+	// Logger gets what an operator should see; nil: none.
+	Logger *slog.Logger
 	// Drop counts messages that are not delivered, with one of DropReasons. It must not block. nil means not counted.
 	Drop func(reason string, n int)
 	// Evicted is told the client identifier of a session that MaxSessions ended. It must not block and not call the Manager.
@@ -43,7 +52,11 @@ const (
 	dropEnded    = "ended"         // the session ended
 	dropEvicted  = "session_limit" // the session ended because there are too many
 	dropRetained = DropRetained
-	dropHandler  = "handler" // the queue of a handler of this process was full
+	dropHandler  = "handler"     // the queue of a handler of this process was full
+	dropStore    = "store_full"  // the oldest made room on the disk
+	dropUnstored = "not_stored"  // it could not be kept on the disk
+	dropDamaged  = "damaged"     // its bytes on the disk are bad, or were given up
+	dropDenied   = "not_allowed" // the rules have changed while it waited
 )
 
 // DropRetained counts messages that were delivered but not retained, for RetainedLimit or RetainedBytes.
@@ -51,7 +64,10 @@ const DropRetained = "retained_limit"
 
 // DropReasons returns all reasons that Options.Drop is called with.
 func DropReasons() []string {
-	return []string{dropSlow, dropFull, dropExpired, dropTooLarge, dropEnded, dropEvicted, dropRetained, dropHandler}
+	return []string{
+		dropSlow, dropFull, dropExpired, dropTooLarge, dropEnded, dropEvicted, dropRetained, dropHandler,
+		dropStore, dropUnstored, dropDamaged, dropDenied,
+	}
 }
 
 // Manager holds all sessions, subscriptions and retained messages. Its methods are safe for concurrent use; it starts no
@@ -64,16 +80,26 @@ type Manager struct {
 	// subscribers saw last is what is kept. It is taken before any other lock.
 	retaining [16]sync.Mutex
 	seed      maphash.Seed
-	// batches lends encoding buffers to senders while they have something to send.
-	batches sync.Pool
+	// batches lends encoding buffers to senders while they have something to send, ridings memory to publishers.
+	batches, ridings sync.Pool
 
-	// mu guards sessions and away. It is taken before a session's own mu, never after.
+	store *Store
+	// order is held while a message is appended to the store and queued in the sessions that take it, so that each has its
+	// messages in the order of the store, and while a session is written whole. It is taken after retaining, before mu.
+	order sync.Mutex
+
+	// mu guards what follows. It is taken before a session's own mu, never after.
 	mu       sync.Mutex
 	sessions map[string]*Session
 	away     list.List // of *Session: those without connection, who left first at the front
+	endings  []ending  // sessions that ended, with what is to be done about it
+	wills    []RestoredWill
+	// unkept are topics whose retained message is not on disk as it is in memory.
+	// The records are those of what the topics had before.
+	unkept map[string][]buffer.Seq
 }
 
-// New returns an empty Manager.
+// New returns a Manager with what its Store has kept, if there is one. What cannot be read is left out, counted and logged.
 func New(o Options) *Manager {
 	if o.QueueBytes == 0 {
 		o.QueueBytes = 64 << 20
@@ -84,11 +110,14 @@ func New(o Options) *Manager {
 	if o.RetainedBytes == 0 {
 		o.RetainedBytes = 64 << 20
 	}
-	if o.Store == nil {
-		o.Store = Memory{}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
 	}
-	m := &Manager{o: o, sessions: make(map[string]*Session), seed: maphash.MakeSeed()}
+	m := &Manager{o: o, store: o.Store, sessions: make(map[string]*Session), seed: maphash.MakeSeed()}
 	m.retained.limit, m.retained.maxBytes = o.RetainedLimit, o.RetainedBytes
+	if m.store != nil {
+		m.restore()
+	}
 	return m
 }
 
@@ -110,53 +139,20 @@ func (m *Manager) drop(reason string, n int) {
 	}
 }
 
-// end forgets s and its subscriptions. What it had from shared subscriptions goes to other members; what is lost is
-// counted for that reason. The caller holds mu.
-func (m *Manager) end(s *Session, reason string) {
-	m.present(s)
-	if m.sessions[s.id] == s {
-		delete(m.sessions, s.id)
-		m.o.Store.Remove(s.id)
-	}
-	s.mu.Lock()
-	s.ended = true
-	for f := range s.filters {
-		m.tree.remove(s, f)
-	}
-	var left []Entry
-	for i := range s.flight.ring.len() {
-		if o := s.flight.ring.at(i); o.state == sent {
-			left = append(left, o.entry)
-		}
-	}
-	for s.queue.Len() > 0 {
-		left = append(left, s.queue.Pop())
-	}
-	s.flight = flight{}
-	s.filters, s.inbound = nil, nil
-	s.wake.Broadcast()
-	s.mu.Unlock()
-	lost := 0
-	for _, e := range left {
-		if e.QoS > 0 && (e.share == nil || !e.share.deliver(e)) {
-			lost++
-		}
-	}
-	m.drop(reason, lost)
-}
-
-// Sweep ends the sessions whose expiry has passed and forgets expired retained messages. It returns the client
-// identifiers of the sessions ended.
+// Sweep ends the sessions whose expiry has passed, forgets expired retained messages, and writes to the store what need not
+// be there at once. It returns the client identifiers of the sessions ended.
 func (m *Manager) Sweep(now time.Time) (ended []string) {
-	m.retained.sweep(now)
+	m.unretain(m.retained.sweep(now))
 	m.mu.Lock()
-	defer m.mu.Unlock()
 	for id, s := range m.sessions {
 		if s.over(now) {
 			m.end(s, dropEnded)
 			ended = append(ended, id)
 		}
 	}
+	m.mu.Unlock()
+	m.finish()
+	m.Flush()
 	return ended
 }
 
@@ -173,80 +169,6 @@ func (m *Manager) Len() int {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return len(m.sessions)
-}
-
-// Publish gives msg to everybody whose subscription selects its topic and keeps it when it is to be retained. origin is
-// the client identifier of the publisher, for No Local; empty for others. It returns how many took it; busy reports that
-// a handler of this process could not. msg is not changed and must not be afterwards.
-func (m *Manager) Publish(msg *message.Message, origin string) (matched int, busy bool) {
-	if msg.Retain {
-		mu := &m.retaining[maphash.String(m.seed, msg.Topic)%uint64(len(m.retaining))]
-		mu.Lock()
-		defer mu.Unlock()
-		if !m.retained.set(msg) {
-			m.drop(dropRetained, 1)
-		}
-	}
-	var room [16]match
-	found := m.tree.match(msg.Topic, room[:0])
-	for i := range found {
-		f := &found[i]
-		var got outcome
-		switch {
-		case f.share != nil:
-			if f.share.deliver(Entry{Msg: msg, QoS: msg.QoS, Retain: msg.Retain}) {
-				got = queued
-			}
-		case f.target == nil: // merged into an earlier one
-			continue
-		default:
-			got = deliverTo(found[i:], msg, origin)
-		}
-		switch got {
-		case queued:
-			matched++
-		case dropped:
-			_, handler := f.target.(*local)
-			busy = busy || handler
-		}
-	}
-	return matched, busy
-}
-
-// deliverTo delivers msg once for all of the first match's target's subscriptions among found: with the highest QoS
-// [MQTT-3.3.5-1] and every subscription identifier [MQTT-3.3.4-4].
-func deliverTo(found []match, msg *message.Message, origin string) outcome {
-	t := found[0].target
-	own := origin != "" && t.client() == origin
-	e := Entry{Msg: msg}
-	any := false
-	add := func(sub *Subscription) {
-		if sub.NoLocal && own {
-			return
-		}
-		e.QoS = max(e.QoS, min(sub.QoS, msg.QoS))
-		e.Retain = e.Retain || msg.Retain && sub.RetainAsPublished
-		if e.IDs == nil {
-			e.IDs = sub.ids
-		} else if sub.ids != nil {
-			e.IDs = append(e.IDs[:len(e.IDs):len(e.IDs)], sub.ids...)
-		}
-		any = true
-	}
-	add(found[0].sub)
-	if t.several() {
-		for i := 1; i < len(found); i++ {
-			if found[i].target == t {
-				add(found[i].sub)
-				found[i].target = nil
-			}
-		}
-	}
-	if !any {
-		return refused
-	}
-	slices.Sort(e.IDs) // its own copy unless there is only one
-	return t.deliver(e)
 }
 
 // Retained returns the retained messages that filter selects.

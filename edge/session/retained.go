@@ -5,6 +5,7 @@ import (
 	"sync"
 	"time"
 
+	"tidegate/buffer"
 	"tidegate/message"
 )
 
@@ -25,25 +26,44 @@ type retainedStore struct {
 type leaf struct {
 	children map[string]*leaf
 	msg      *message.Message
+	seq      buffer.Seq // of its record in the store; 0: there is none
 }
 
-// set keeps m, or forgets the topic's message when m has no payload [MQTT-3.3.1-6]. It reports whether there was room.
-func (r *retainedStore) set(m *message.Message) bool {
+// fits reports whether there is room for m.
+func (r *retainedStore) fits(m *message.Message) bool {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	return len(m.Payload) == 0 || r.room(m)
+}
+
+// has reports whether topic has a message.
+func (r *retainedStore) has(topic string) bool {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	l := r.get(topic)
+	return l != nil && l.msg != nil
+}
+
+func (r *retainedStore) room(m *message.Message) bool {
+	n, bytes := r.n+1, r.bytes+sizeOf(m)
+	if had := r.get(m.Topic); had != nil && had.msg != nil {
+		n, bytes = r.n, bytes-sizeOf(had.msg)
+	}
+	return n <= r.limit && bytes <= r.maxBytes
+}
+
+// set keeps m, whose record in the store is seq, or forgets the topic's message when m has no payload [MQTT-3.3.1-6]. It
+// reports whether there was room, and the record of what the topic had before.
+func (r *retainedStore) set(m *message.Message, seq buffer.Seq) (kept bool, old buffer.Seq) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if len(m.Payload) == 0 {
-		r.remove(m.Topic)
-		return true
+		return true, r.remove(m.Topic)
 	}
-	had := r.get(m.Topic)
+	if !r.room(m) {
+		return false, r.remove(m.Topic)
+	}
 	n, bytes := r.n+1, r.bytes+sizeOf(m)
-	if had != nil {
-		n, bytes = r.n, bytes-sizeOf(had)
-	}
-	if n > r.limit || bytes > r.maxBytes {
-		r.remove(m.Topic)
-		return false
-	}
 	l := &r.root
 	for rest, more := m.Topic, true; more; {
 		var level string
@@ -58,10 +78,14 @@ func (r *retainedStore) set(m *message.Message) bool {
 		}
 		l = c
 	}
-	l.msg = m
+	if l.msg != nil {
+		n, bytes = r.n, bytes-sizeOf(l.msg)
+	}
+	old = l.seq
+	l.msg, l.seq = m, seq
 	r.n, r.bytes = n, bytes
 	r.noteExpiry(m)
-	return true
+	return true, old
 }
 
 func (r *retainedStore) noteExpiry(m *message.Message) {
@@ -70,7 +94,8 @@ func (r *retainedStore) noteExpiry(m *message.Message) {
 	}
 }
 
-func (r *retainedStore) get(topic string) *message.Message {
+// get returns the leaf of topic, nil when there is none.
+func (r *retainedStore) get(topic string) *leaf {
 	l := &r.root
 	for rest, more := topic, true; more; {
 		var level string
@@ -79,33 +104,35 @@ func (r *retainedStore) get(topic string) *message.Message {
 			return nil
 		}
 	}
-	return l.msg
+	return l
 }
 
-// remove forgets the message of topic and the levels that are empty without it.
-func (r *retainedStore) remove(topic string) {
-	if m := r.root.remove(topic, true); m != nil {
+// remove forgets the message of topic and the levels that are empty without it, and returns its record in the store.
+func (r *retainedStore) remove(topic string) buffer.Seq {
+	m, seq := r.root.remove(topic, true)
+	if m != nil {
 		r.n--
 		r.bytes -= sizeOf(m)
 	}
+	return seq
 }
 
-func (l *leaf) remove(rest string, more bool) (found *message.Message) {
+func (l *leaf) remove(rest string, more bool) (found *message.Message, seq buffer.Seq) {
 	if !more {
-		found = l.msg
-		l.msg = nil
-		return found
+		found, seq = l.msg, l.seq
+		l.msg, l.seq = nil, 0
+		return found, seq
 	}
 	level, rest, more := strings.Cut(rest, "/")
 	c := l.children[level]
 	if c == nil {
-		return nil
+		return nil, 0
 	}
-	found = c.remove(rest, more)
+	found, seq = c.remove(rest, more)
 	if c.msg == nil && len(c.children) == 0 {
 		delete(l.children, level)
 	}
-	return found
+	return found, seq
 }
 
 // match calls yield with every retained message that filter selects and that has not expired.
@@ -154,12 +181,12 @@ func (l *leaf) matchRest(rest string, more bool, yield func(*message.Message)) {
 	l.match(rest, more, false, yield)
 }
 
-// sweep forgets messages whose expiry interval has passed [MQTT-3.3.2-5].
-func (r *retainedStore) sweep(now time.Time) {
+// sweep forgets messages whose expiry interval has passed [MQTT-3.3.2-5], and returns their records in the store.
+func (r *retainedStore) sweep(now time.Time) (seqs []buffer.Seq) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.next.IsZero() || now.Before(r.next) {
-		return
+		return nil
 	}
 	var gone []string
 	r.next = time.Time{}
@@ -171,8 +198,11 @@ func (r *retainedStore) sweep(now time.Time) {
 		r.noteExpiry(m)
 	})
 	for _, topic := range gone {
-		r.remove(topic)
+		if seq := r.remove(topic); seq != 0 {
+			seqs = append(seqs, seq)
+		}
 	}
+	return seqs
 }
 
 func (r *retainedStore) len() int {

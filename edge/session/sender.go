@@ -1,6 +1,11 @@
 package session
 
-import "time"
+import (
+	"encoding/binary"
+	"time"
+
+	"tidegate/message"
+)
 
 // batchBytes is about how much is encoded before it is handed to the connection.
 const batchBytes = 16 << 10
@@ -9,6 +14,7 @@ const batchBytes = 16 << 10
 // the only one that sends PUBLISH packets; the caller runs it on a goroutine of its own once CONNACK is written.
 func (s *Session) Send(conn Conn) {
 	for {
+		s.restock(conn)
 		p, ok := s.m.batches.Get().(*[]byte)
 		if !ok {
 			fresh := make([]byte, 0, batchBytes+4096)
@@ -16,7 +22,10 @@ func (s *Session) Send(conn Conn) {
 		}
 		b, current := s.encode(conn, (*p)[:0])
 		if len(b) > 0 {
-			if _, err := conn.Write(b); err != nil {
+			if err := s.secured(); err != nil {
+				conn.Fail(err)
+				current = false
+			} else if _, err := conn.Write(b); err != nil {
 				current = false
 			}
 		}
@@ -34,11 +43,14 @@ func (s *Session) Send(conn Conn) {
 func (s *Session) await(conn Conn) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for s.link.conn == conn && !s.ready() {
+	for s.link.conn == conn && (!s.ready() || s.silent()) {
 		s.wake.Wait()
 	}
 	return s.link.conn == conn
 }
+
+// silent says that a SUBACK waits for the disk, before which nothing is sent. mu is held.
+func (s *Session) silent() bool { return s.j != nil && s.j.silent > 0 }
 
 // ready reports whether the next packet may be sent now.
 func (s *Session) ready() bool {
@@ -58,12 +70,19 @@ func (s *Session) encode(conn Conn, b []byte) (_ []byte, current bool) {
 		return b, false
 	}
 	now := time.Now()
-	for len(b) < batchBytes && s.ready() {
+	exactly := false
+	for len(b) < batchBytes && !s.silent() && s.ready() && s.stocked() {
+		n := len(b)
 		if s.flight.resend < s.flight.ring.len() {
 			b = s.again(b, now)
 		} else {
 			b = s.first(b, now)
 		}
+		exactly = exactly || len(b) > n && (b[n]&0xf0 == headPubrel&0xf0 || b[n]&0x06 == 4)
+	}
+	if s.j != nil && len(b) > 0 {
+		s.j.moved = true
+		s.j.exactly = exactly
 	}
 	return b, true
 }
@@ -74,10 +93,16 @@ func (s *Session) again(b []byte, now time.Time) []byte {
 	s.flight.resend++
 	switch o := s.flight.ring.at(i); o.state {
 	case sent:
+		e := o.entry
+		if !s.load(&e) {
+			s.flight.finish(o) // it is on the disk no more
+			return b
+		}
 		o.open = true
 		s.flight.open++
 		n := len(b)
-		if b = s.appendEntry(b, &o.entry, s.flight.id(i), true, now); len(b) == n {
+		if b = s.appendEntry(b, &e, s.flight.id(i), true, now); len(b) == n {
+			s.done(&o.entry)
 			s.flight.finish(o)
 		}
 	case released:
@@ -89,8 +114,20 @@ func (s *Session) again(b []byte, now time.Time) []byte {
 // first appends the oldest entry of the queue, unless it is not worth sending any more.
 func (s *Session) first(b []byte, now time.Time) []byte {
 	e := s.pop()
+	read := e.Msg == nil
+	if !s.load(&e) {
+		return b // counted when the store lost it
+	}
 	if exp := e.Msg.Expires; !exp.IsZero() && !now.Before(exp) {
-		s.m.drop(dropExpired, 1)
+		if s.done(&e) {
+			s.m.drop(dropExpired, 1)
+		}
+		return b
+	}
+	if read && !s.may(e.Msg.Topic) {
+		if s.done(&e) {
+			s.m.drop(dropDenied, 1)
+		}
 		return b
 	}
 	if e.QoS == 0 {
@@ -98,7 +135,8 @@ func (s *Session) first(b []byte, now time.Time) []byte {
 	}
 	n := len(b)
 	id := s.flight.add(e)
-	if b = s.appendEntry(b, &e, id, false, now); len(b) == n {
+	if b = s.appendEntry(b, &e, id, e.dup, now); len(b) == n {
+		s.done(&e)
 		s.flight.finish(s.flight.find(id)) // too large for this client: as if delivered
 	}
 	return b
@@ -136,31 +174,49 @@ func (s *Session) Puback(conn Conn, id uint16) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if o := s.flight.find(id); s.link.conn == conn && o != nil && o.entry.QoS == 1 && o.open {
+		s.done(&o.entry)
 		s.flight.finish(o)
 		s.wake.Signal()
 	}
 }
 
 // Pubrec takes the client's PUBREC for a QoS 2 message. ok false is a failure code, which ends the delivery
-// [MQTT-4.3.3-4]. It reports whether a PUBREL has to be sent (known) — for an identifier that is not in flight a version 5
-// client is told so by the caller.
+// [MQTT-4.3.3-4]. It reports whether a PUBREL has to be sent (known), by Answer — for an identifier that is not in flight a
+// version 5 client is told so by the caller.
 func (s *Session) Pubrec(conn Conn, id uint16, ok bool) (known bool) {
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	o := s.flight.find(id)
 	if s.link.conn != conn || o == nil || o.entry.QoS != 2 {
+		s.mu.Unlock()
 		return false
 	}
 	if !ok {
+		s.done(&o.entry)
 		s.flight.finish(o)
 		s.wake.Signal()
+		s.mu.Unlock()
 		return false
 	}
-	if o.state == sent {
+	if o.state == released {
+		s.mu.Unlock()
+		return true
+	}
+	s.mu.Unlock()
+	var t message.Ticket
+	known = s.change(conn, func(b []byte) []byte { return binary.AppendUvarint(append(b, changePubrec), uint64(id)) }, func() {
+		o := s.flight.find(id) // only this goroutine finishes it
+		if s.j != nil {
+			// The message is needed until it is on disk that the client has it.
+			s.queueAnswer(answer{pos: s.j.pos, conn: conn, seq: o.entry.seq})
+			t = s.m.store.ticket(s.j.pos)
+		}
 		s.flight.release(o)
 		s.wake.Signal() // there may be room for more
+	})
+	if s.j != nil && known {
+		t.Done(s.answered)
 	}
-	return true
+	return known
 }
 
 // Pubcomp takes the client's PUBCOMP, the end of a QoS 2 delivery.
@@ -169,6 +225,9 @@ func (s *Session) Pubcomp(conn Conn, id uint16) {
 	defer s.mu.Unlock()
 	if o := s.flight.find(id); s.link.conn == conn && o != nil && o.state == released {
 		s.flight.finish(o)
+		if s.j != nil {
+			s.j.moved = true
+		}
 		s.wake.Signal()
 	}
 }

@@ -1,6 +1,18 @@
 // Package session is the delivery side of the local broker: which subscriber gets a message (tree.go, share.go), what
-// is kept for topics (retained.go) and for clients (session.go, store.go), and how it is sent, acknowledged and sent again
+// is kept for topics (retained.go) and for clients (session.go, queue.go), and how it is sent, acknowledged and sent again
 // (sender.go, flight.go).
+//
+// Sessions that outlive their connection, and retained messages, are kept over a restart where the Manager has a Store: queues
+// in the gateway's log (store.go). A message is stored once, with the sessions that take it (publish.go, record.go), and is read
+// back when it is sent (token.go). What changes in a session is written behind a snapshot of it (journal.go, state.go), and
+// restore.go makes it all again. What a client is told waits until it is on disk; clean sessions and QoS 0 cost no disk.
+//
+// # Limits
+//
+//   - After a crash a QoS 1 message may come again that was acknowledged in the last second; QoS 2 is exactly once both ways.
+//   - QoS 0 messages, and those that a SUBSCRIBE asked for and the store could not take, are in memory only.
+//   - What the disk has lost is counted (session_drops_total, session_lost_records_total) and logged; a session whose snapshot
+//     is lost is gone.
 //
 // A Session belongs to a client identifier and may outlive connections. All it sends goes through one ordered queue, QoS 0
 // included, so that one place fixes the order on the wire, the packet identifiers, the in-flight window and the topic
@@ -10,37 +22,25 @@ package session
 
 import (
 	"container/list"
+	"encoding/binary"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"tidegate/buffer"
 	"tidegate/message"
 )
-
-// Subscription is one topic filter with its options. It is never changed once given to a Session.
-type Subscription struct {
-	// Filter is a valid topic filter, with its $share prefix for a shared subscription.
-	Filter string
-	QoS    message.QoS
-	// NoLocal: not for what the client itself published [MQTT-3.8.3-3].
-	NoLocal bool
-	// RetainAsPublished keeps the retain flag of what is sent [MQTT-3.3.1-13].
-	RetainAsPublished bool
-	// RetainHandling says when retained messages are sent on SUBSCRIBE: 0 always, 1 when the subscription is new, 2 never.
-	RetainHandling byte
-	// ID is the subscription identifier; 0: none.
-	ID uint32
-
-	ids []uint32
-}
 
 // Session is what is kept for one client identifier.
 type Session struct {
 	m    *Manager
 	id   string
 	user string
+	j    *journal     // nil: the session is not kept over a restart; set before anybody else sees the session
 	live atomic.Bool  // connected; read without mu
 	subs atomic.Int64 // ordinary subscriptions; read without mu
+	// allow is what Connect.Allow was at the last connection; read without mu.
+	allow atomic.Pointer[func(topic string) bool]
 
 	// place is where it stands in Manager.away, guarded by Manager.mu; nil while it has a connection.
 	place *list.Element
@@ -59,6 +59,7 @@ type Session struct {
 	now     int64 // bytes of QoS 0 in queue, without what the retained store holds anyway
 	flight  flight
 	inbound map[uint16]message.Ticket // open QoS 2 receives
+	stock   map[buffer.Seq]fetched    // messages that were read back and are to be sent next; nil: none
 	link    link
 	expiry  time.Duration
 	expires time.Time // when a session without connection ends; zero while connected
@@ -72,13 +73,17 @@ type link struct {
 	maxPacket uint32 // 0: no limit
 	aliasMax  uint16
 	aliases   map[string]uint16
-	allow     func(topic string) bool
 }
 
-func newSession(m *Manager, id, user string) *Session {
-	s := &Session{m: m, id: id, user: user, queue: m.o.Store.Queue(id), filters: make(map[string]*Subscription)}
+// newSession makes a session; kept says that it is to be kept over a restart.
+func newSession(m *Manager, id, user string, kept bool) *Session {
+	s := &Session{m: m, id: id, user: user, queue: &memoryQueue{}, filters: make(map[string]*Subscription)}
 	s.wake.L = &s.mu
 	s.flight.atMost = m.o.QueueBytes / 2
+	if kept && m.store != nil {
+		s.queue = &storedQueue{}
+		s.j = &journal{number: m.store.newNumber(), last: buffer.Seq(m.store.last.Load()), stale: true}
+	}
 	return s
 }
 
@@ -111,11 +116,15 @@ func (s *Session) deliver(e Entry) outcome {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch {
-	case s.ended, !s.link.allow(e.Msg.Topic):
+	case s.ended, !s.may(e.Msg.Topic):
 		return refused
 	case e.QoS > 0:
 		if e.polite && !s.fits(e.Size()) {
 			return refused
+		}
+		if s.j != nil && e.seq == 0 && s.link.conn == nil {
+			s.m.drop(dropUnstored, 1)
+			return dropped
 		}
 		s.makeRoom(e.Size())
 	case s.link.conn == nil:
@@ -131,6 +140,23 @@ func (s *Session) deliver(e Entry) outcome {
 	return queued
 }
 
+// may says whether the rules let s have messages of topic.
+func (s *Session) may(topic string) bool { return (*s.allow.Load())(topic) }
+
+// takes says what deliver would return for e now.
+func (s *Session) takes(e Entry) outcome {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case s.ended, !s.may(e.Msg.Topic), e.QoS == 0 && s.link.conn == nil, e.QoS > 0 && e.polite && !s.fits(e.Size()):
+		return refused
+	case e.QoS == 0 && s.now+e.Size() > s.m.o.LiveBytes:
+		s.m.drop(dropSlow, 1)
+		return dropped
+	}
+	return queued
+}
+
 // fits reports whether size more bytes fit into the bound, which is for what waits and what is in flight together. At most
 // half of it is in flight, so that what waits can make room.
 func (s *Session) fits(size int64) bool {
@@ -140,9 +166,19 @@ func (s *Session) fits(size int64) bool {
 // makeRoom drops the oldest entries until size more bytes fit or none waits any more.
 func (s *Session) makeRoom(size int64) {
 	for s.queue.Len() > 0 && !s.fits(size) {
-		s.pop()
-		s.m.drop(dropFull, 1)
+		if e := s.pop(); s.done(&e) {
+			s.m.drop(dropFull, 1)
+		}
 	}
+}
+
+// done says that s needs e no more. It reports whether e was there still: what the store has lost was counted then. mu is held.
+func (s *Session) done(e *Entry) bool {
+	if e.seq == 0 {
+		return true
+	}
+	s.j.moved = true
+	return s.m.store.release(e.seq)
 }
 
 // pop takes the oldest entry out of the queue.
@@ -152,79 +188,6 @@ func (s *Session) pop() Entry {
 		s.now -= e.Size()
 	}
 	return e
-}
-
-// Subscribe adds or replaces subscriptions, queues the retained messages they ask for, and writes ack (the SUBACK) to conn.
-// A publisher that learnt of the SUBACK therefore reaches them, a retained message never overtakes a newer one, no message
-// comes both as a retained one and as a new one, and nothing that the subscriptions bring arrives before the SUBACK. Nil entries of subs were refused.
-func (s *Session) Subscribe(conn Conn, subs []*Subscription, ack []byte) {
-	// What is published from here on either is retained before the subscriptions are there, or reaches them: never both.
-	release := s.m.holdRetained()
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	defer release()
-	if s.link.conn != conn || s.ended {
-		return // taken over meanwhile
-	}
-	fresh := make([]bool, len(subs))
-	for i, sub := range subs {
-		if sub == nil {
-			continue
-		}
-		if sub.ID > 0 {
-			sub.ids = []uint32{sub.ID}
-		}
-		_, had := s.filters[sub.Filter]
-		fresh[i] = !had
-		s.filters[sub.Filter] = sub
-		if group, _ := splitShared(sub.Filter); !had && group == "" {
-			s.subs.Add(1)
-		}
-		s.m.tree.add(s, sub)
-	}
-	for i, sub := range subs {
-		if sub != nil && (sub.RetainHandling == 0 || sub.RetainHandling == 1 && fresh[i]) {
-			s.queueRetained(sub)
-		}
-	}
-	release()
-	_, _ = conn.Write(ack) // nothing of the queue is sent before it: that takes mu; a broken connection is found by its reader
-}
-
-// queueRetained queues what the retained store has for sub; nothing for a shared subscription (MQTT 5, 4.8.2).
-func (s *Session) queueRetained(sub *Subscription) {
-	if group, _ := splitShared(sub.Filter); group != "" {
-		return
-	}
-	s.m.retained.match(sub.Filter, time.Now(), func(m *message.Message) {
-		if s.link.allow(m.Topic) {
-			e := Entry{Msg: m, QoS: min(m.QoS, sub.QoS), Retain: true, IDs: sub.ids, Stored: true}
-			if !s.fits(e.Size()) {
-				s.m.drop(dropFull, 1)
-				return
-			}
-			s.queue.Append(e)
-		}
-	})
-	s.wake.Signal()
-}
-
-// Unsubscribe removes a subscription and reports whether there was one.
-func (s *Session) Unsubscribe(conn Conn, filter string) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.link.conn != conn {
-		return false
-	}
-	if _, had := s.filters[filter]; !had {
-		return false
-	}
-	delete(s.filters, filter)
-	if group, _ := splitShared(filter); group == "" {
-		s.subs.Add(-1)
-	}
-	s.m.tree.remove(s, filter)
-	return true
 }
 
 // Filters returns how many subscriptions there are.
@@ -242,18 +205,21 @@ func (s *Session) Receive(id uint16) (message.Ticket, bool) {
 	return t, known
 }
 
-// Received notes that the message with the QoS 2 packet identifier id was taken; a packet with it is a repetition until
+// received notes that the message with the QoS 2 packet identifier id was taken; a packet with it is a repetition until
 // Release [MQTT-4.3.3-10].
-func (s *Session) Received(id uint16, t message.Ticket) {
+func (s *Session) received(id uint16, t message.Ticket) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.ended {
+		return
+	}
 	if s.inbound == nil {
 		s.inbound = make(map[uint16]message.Ticket)
 	}
 	s.inbound[id] = t
 }
 
-// Forget undoes Received for a message that did not reach the disk, so that a packet with its identifier is a new one.
+// Forget undoes what Route noted for a message that did not reach the disk, so that a packet with its identifier is a new one.
 func (s *Session) Forget(id uint16, t message.Ticket) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -269,11 +235,17 @@ func (s *Session) Open() int {
 	return len(s.inbound)
 }
 
-// Release ends the use of a QoS 2 packet identifier and reports whether it was in use.
-func (s *Session) Release(id uint16) bool {
+// Release ends the use of a QoS 2 packet identifier and reports whether it was in use, and the ticket that the PUBCOMP has to
+// wait for: the identifier may be used for another message then, also after a restart.
+func (s *Session) Release(conn Conn, id uint16) (t message.Ticket, known bool) {
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	_, known := s.inbound[id]
-	delete(s.inbound, id)
-	return known
+	_, known = s.inbound[id]
+	s.mu.Unlock()
+	if !known {
+		return s.Ticket(), false
+	}
+	s.change(conn, func(b []byte) []byte { return binary.AppendUvarint(append(b, changeRelease), uint64(id)) }, func() {
+		delete(s.inbound, id)
+	})
+	return s.Ticket(), true
 }

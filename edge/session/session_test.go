@@ -29,6 +29,12 @@ func (w *wire) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
+func (w *wire) Fail(error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.closed = true
+}
+
 func (w *wire) WaitWritable() error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -173,6 +179,7 @@ type null struct{}
 
 func (*null) Write(p []byte) (int, error) { return len(p), nil }
 func (*null) WaitWritable() error         { return nil }
+func (*null) Fail(error)                  {}
 
 // What a client has not acknowledged counts in its session's bound, and the newest still gets room.
 func TestFlightIsBounded(t *testing.T) {

@@ -22,7 +22,8 @@ func splitShared(filter string) (group, rest string) {
 // that nothing waits for a session that may never come back while somebody else could take it, and members whose queue
 // has room before those that would drop something for it.
 type share struct {
-	group string
+	group  string
+	filter string // whole, with its prefix
 
 	mu      sync.Mutex
 	members []match
@@ -47,10 +48,15 @@ func (s *share) leave(t target) int {
 	return len(s.members)
 }
 
-// deliver gives e to one member and reports whether somebody took it. Offline members are asked when no online one takes
-// it, for QoS above 0 only. e's QoS is that of the message; each member's own maximum is applied here.
+// deliver gives e to one member and reports whether somebody took it.
 func (s *share) deliver(e Entry) bool {
-	e.share = s
+	return s.offer(e, func(t target, c Entry) bool { return t.deliver(c) == queued })
+}
+
+// offer offers e to members with try until one takes it, and reports whether one did. Offline members are asked when no online
+// one takes it, for QoS above 0 only. e's QoS is that of the message; each member's own maximum is applied here.
+func (s *share) offer(e Entry, try func(target, Entry) bool) bool {
+	e.share, e.shared = s, true
 	for _, turn := range [4]struct{ online, polite bool }{{true, true}, {false, true}, {true, false}, {false, false}} {
 		if e.QoS == 0 && (!turn.online || !turn.polite) {
 			continue // for QoS 0 nobody drops anything else, and nobody keeps it who is away
@@ -65,7 +71,7 @@ func (s *share) deliver(e Entry) bool {
 			}
 			c.Retain = e.Retain && m.sub.RetainAsPublished
 			c.IDs = m.sub.ids
-			if m.target.deliver(c) == queued {
+			if try(m.target, c) {
 				return true
 			}
 		}

@@ -1,102 +1,344 @@
 package session
 
-import "tidegate/message"
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
 
-// Store makes the queues of sessions. Memory is the one there is: what it holds ends with the process.
-type Store interface {
-	// Queue returns the queue of the session of that client identifier.
-	Queue(client string) Queue
-	// Remove forgets the queue when the session ends.
-	Remove(client string)
+	"tidegate/buffer"
+	"tidegate/message"
+)
+
+// The queues of sessions in the log.
+const (
+	messagesQueue = "session/messages" // every message that somebody takes who is kept, once (record.go)
+	stateQueue    = "session/state"    // what is known of each session (state.go)
+	retainedQueue = "session/retained" // the retained message of each topic (record.go)
+)
+
+// Queues returns the names of the queues that sessions have in the log.
+func Queues() []string { return []string{messagesQueue, stateQueue, retainedQueue} }
+
+// Record is what is appended to the log.
+type Record = buffer.Record
+
+// Riders are records of sessions that are appended in the same step as the message they belong to.
+type Riders struct {
+	// Must are part of taking the message over: without them it must not be taken.
+	Must []Record
+	// May are left out where the log has no room for them; their Seq stays 0 then.
+	May []Record
 }
 
-// Queue holds what a session has not sent yet, in order. The session calls it under its own lock, from one goroutine at
-// a time; no method may block.
-type Queue interface {
-	// Append adds e behind everything else.
-	Append(e Entry)
-	// Peek returns the oldest entry without removing it; nil when there is none. It is valid until the next call.
-	Peek() *Entry
-	// Pop removes and returns the oldest entry.
-	Pop() Entry
-	// Len and Bytes measure the queue; Bytes is the sum of the entries' Size.
-	Len() int
-	Bytes() int64
+// Store keeps sessions in queues of a log, beside those of the uplinks and under the same fsync. One Manager uses it.
+type Store struct {
+	log                       *buffer.Log
+	logger                    *slog.Logger
+	messages, state, retained *buffer.Queue
+	bound                     *buffer.Bound // of messages
+
+	// refs counts, for each stored message, the sessions that are not done with it.
+	refs refs
+	// last is the sequence of the message stored last, pos the position of what was appended last.
+	last, pos atomic.Uint64
+	// readers lends the memory for reading back; its capacity bounds how many sessions do so at a time.
+	readers chan *buffer.Batch
+	// drop counts messages that are lost on disk. Set before anything is appended.
+	drop func(reason string, n int)
+	// torn says that records of sessions or retained messages are gone from the disk that are known in memory.
+	torn atomic.Bool
+	lost atomic.Uint64
+
+	mu     sync.Mutex // guards what follows; no other lock is taken under it but the log's
+	acks   ring[pendingAck]
+	due    []buffer.Seq // memory of settle
+	number uint64       // of the newest session
+	// goneStates and goneRetained are what torn is about.
+	goneStates   map[buffer.Seq]bool
+	goneRetained []buffer.Seq
 }
 
-// Entry is one message on its way to one subscriber.
-type Entry struct {
-	// Msg is shared between all subscribers and never changed.
-	Msg *message.Message
-	// IDs are the subscription identifiers to be sent along; shared, never changed.
-	IDs []uint32
-	// QoS is the lower of the message's and the subscription's.
-	QoS message.QoS
-	// Retain is the flag to be sent: set on what a SUBSCRIBE asked for, and as published where the subscription says so.
-	Retain bool
-	// Stored says that the message is held by the retained store anyway, so that it costs no memory here.
-	Stored bool
-
-	// polite asks a session to refuse the entry rather than drop another for it.
-	polite bool
-	// share is the shared subscription it came through, which takes it back when the session ends before delivery.
-	share *share
+// pendingAck is a record that is needed no more once pos is on disk: what stands in its place is there, or it is itself.
+type pendingAck struct {
+	pos buffer.Pos
+	q   *buffer.Queue
+	seq buffer.Seq
 }
 
-// entryOverhead is what an entry and the headers of its message take beside the payload, about.
-const entryOverhead = 256
+// fetchers is how many sessions read from the disk at a time. Each may take a MiB or two of memory meanwhile.
+const fetchers = 4
 
-// propertyOverhead is what a user property takes beside its text, about.
-const propertyOverhead = 64
-
-// Size returns the bytes of memory that e stands for.
-func (e *Entry) Size() int64 {
-	if e.Stored {
-		return entryOverhead / 4
+// OpenStore declares the queues of sessions in l. maxBytes bounds what is stored of messages for all sessions together; the
+// oldest make room. Nothing is read before New.
+func OpenStore(l *buffer.Log, maxBytes int64, logger *slog.Logger) (*Store, error) {
+	st := &Store{log: l, logger: logger, readers: make(chan *buffer.Batch, fetchers), drop: func(string, int) {}, bound: l.NewBound(maxBytes, buffer.DropOldest)}
+	for range fetchers {
+		st.readers <- &buffer.Batch{}
 	}
-	return sizeOf(e.Msg)
-}
-
-// sizeOf returns the bytes of memory that m takes, about.
-func sizeOf(m *message.Message) int64 {
-	n := entryOverhead + len(m.Topic) + len(m.Payload) + len(m.ContentType) + len(m.ResponseTopic) + len(m.CorrelationData)
-	for i := range m.Properties {
-		n += propertyOverhead + len(m.Properties[i].Key) + len(m.Properties[i].Value)
+	var err error
+	for _, q := range []struct {
+		at   **buffer.Queue
+		name string
+		o    buffer.QueueOptions
+	}{
+		{&st.messages, messagesQueue, buffer.QueueOptions{Bound: st.bound, OnDrop: st.messagesGone}},
+		{&st.state, stateQueue, buffer.QueueOptions{OnDrop: st.recordsGone}},
+		{&st.retained, retainedQueue, buffer.QueueOptions{OnDrop: st.recordsGone}},
+	} {
+		if *q.at, err = l.Queue(q.name, q.o); err != nil {
+			return nil, fmt.Errorf("session: open store: %w", err)
+		}
 	}
-	return int64(n)
+	st.last.Store(uint64(st.messages.Stats().Next - 1))
+	return st, nil
 }
 
-// Memory is the Store that keeps queues in memory.
-type Memory struct{}
+// Used returns how many bytes of messages are stored for sessions, and the bound.
+func (st *Store) Used() (used, limit int64) { return st.bound.Used() }
 
-// Queue returns an empty queue.
-func (Memory) Queue(string) Queue { return &memoryQueue{} }
+// Lost counts records of sessions that were lost to damage since the start.
+func (st *Store) Lost() uint64 { return st.lost.Load() }
 
-// Remove does nothing: the queue goes with its session.
-func (Memory) Remove(string) {}
-
-type memoryQueue struct {
-	entries ring[Entry]
-	bytes   int64
+// messagesGone is told of stored messages that are there no more, although somebody waits for them.
+func (st *Store) messagesGone(_ *buffer.Queue, why buffer.Reason, recs []buffer.Rec) {
+	reason := dropDamaged
+	switch why {
+	case buffer.Evicted:
+		reason = dropStore
+	case buffer.Expired:
+		reason = dropExpired
+	case buffer.Failed:
+		reason = dropUnstored
+	case buffer.Damaged:
+		st.lost.Add(uint64(len(recs)))
+	case buffer.Purged:
+	}
+	n := 0
+	for i := range recs {
+		n += st.refs.take(recs[i].Seq)
+	}
+	st.drop(reason, n)
 }
 
-func (q *memoryQueue) Append(e Entry) {
-	q.entries.push(e)
-	q.bytes += e.Size()
+// recordsGone is told of records of sessions and of retained messages that are there no more. What is known in memory is
+// written again; expired retained messages are known to be gone.
+func (st *Store) recordsGone(q *buffer.Queue, why buffer.Reason, recs []buffer.Rec) {
+	if why == buffer.Expired {
+		return
+	}
+	if why == buffer.Damaged {
+		st.lost.Add(uint64(len(recs)))
+		st.logger.Error("records of sessions are lost", "queue", q.Name(), "records", len(recs))
+	}
+	st.mu.Lock()
+	for i := range recs {
+		if q == st.retained {
+			st.goneRetained = append(st.goneRetained, recs[i].Seq)
+			continue
+		}
+		if st.goneStates == nil {
+			st.goneStates = make(map[buffer.Seq]bool)
+		}
+		st.goneStates[recs[i].Seq] = true
+	}
+	st.mu.Unlock()
+	st.torn.Store(true)
 }
 
-func (q *memoryQueue) Peek() *Entry {
-	if q.entries.len() == 0 {
+// append appends recs in one step and returns the ticket of that.
+func (st *Store) append(recs ...buffer.Record) (message.Ticket, buffer.Pos, error) {
+	pos, err := st.log.Append(recs...)
+	if err != nil {
+		return message.Ticket{}, 0, fmt.Errorf("store for sessions: %w", err)
+	}
+	st.appended(pos)
+	return st.ticket(pos), pos, nil
+}
+
+// appended remembers the last position.
+func (st *Store) appended(pos buffer.Pos) {
+	for last := st.pos.Load(); pos > last && !st.pos.CompareAndSwap(last, pos); last = st.pos.Load() {
+	}
+}
+
+func (st *Store) ticket(pos buffer.Pos) message.Ticket { return message.NewTicket(st.log, pos) }
+
+// busyPause is how long to wait where too much waits for the disk and none of it is ours.
+const busyPause = 20 * time.Millisecond
+
+// await reports whether err passes with a commit, after waiting for one.
+func (st *Store) await(err error) bool {
+	if !errors.Is(err, buffer.ErrBusy) {
+		return false
+	}
+	if t := st.ticket(st.pos.Load()); !t.Durable() {
+		done := make(chan struct{})
+		t.Done(func(error) { close(done) })
+		<-done
+		return true
+	}
+	time.Sleep(busyPause)
+	return true
+}
+
+// later acknowledges seqs of q as soon as pos is on disk.
+func (st *Store) later(q *buffer.Queue, pos buffer.Pos, seqs ...buffer.Seq) {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	for _, seq := range seqs {
+		st.acks.push(pendingAck{pos, q, seq})
+	}
+	st.settle()
+}
+
+// Settle acknowledges what waited for something that is on disk now.
+func (st *Store) Settle() {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	st.settle()
+}
+
+// settle acknowledges what belongs together at once: a session must not be found with a part of its records.
+func (st *Store) settle() {
+	var q *buffer.Queue
+	st.due = st.due[:0]
+	for st.acks.len() > 0 {
+		a := st.acks.at(0)
+		durable := st.log.Durable(a.pos)
+		if !durable && !st.log.Durable(st.acks.at(st.acks.len()-1).pos) {
+			break
+		}
+		// What is not durable although something behind it is, the disk failed to take: what it was to replace stays.
+		if durable {
+			if q != a.q && len(st.due) > 0 {
+				q.Ack(st.due...)
+				st.due = st.due[:0]
+			}
+			q = a.q
+			st.due = append(st.due, a.seq)
+		}
+		st.acks.pop()
+	}
+	if len(st.due) > 0 {
+		q.Ack(st.due...)
+	}
+}
+
+// newNumber gives a number for a session.
+func (st *Store) newNumber() uint64 {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	st.number++
+	return st.number
+}
+
+// used notes that a number was given before.
+func (st *Store) used(number uint64) {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	st.number = max(st.number, number)
+}
+
+// release says that one session is done with the message seq. It reports whether the message was known still.
+func (st *Store) release(seq buffer.Seq) bool {
+	left, known := st.refs.release(seq)
+	if known && left == 0 && len(st.messages.Ack(seq)) == 0 {
+		st.later(st.messages, st.pos.Load(), seq) // its receiver was quicker than the disk
+	}
+	return known
+}
+
+// fetched is a message that was read back, for one session.
+type fetched struct {
+	msg   *message.Message // nil: it is there no more
+	ids   []uint32
+	share string
+}
+
+// fetch reads the messages seqs, which must rise, for the session with that number, and gives each to f: with nil those that
+// are there no more. What is not on disk yet is waited for.
+func (st *Store) fetch(number uint64, seqs []buffer.Seq, f func(buffer.Seq, fetched)) error {
+	if len(seqs) == 0 {
 		return nil
 	}
-	return q.entries.at(0)
+	if seqs[len(seqs)-1] > st.messages.Stored() {
+		done := make(chan struct{})
+		st.ticket(st.pos.Load()).Done(func(error) { close(done) })
+		<-done
+	}
+	b := <-st.readers
+	defer func() { st.readers <- b }()
+	i := 0
+	err := st.messages.Fetch(seqs, b, func(r buffer.Rec) {
+		for ; seqs[i] < r.Seq; i++ {
+			f(seqs[i], fetched{})
+		}
+		f(r.Seq, st.read(number, &r))
+		i++
+	})
+	if err != nil {
+		return fmt.Errorf("read stored messages: %w", err)
+	}
+	for ; i < len(seqs); i++ {
+		f(seqs[i], fetched{})
+	}
+	return nil
 }
 
-func (q *memoryQueue) Pop() Entry {
-	e := q.entries.pop()
-	q.bytes -= e.Size()
-	return e
+// read decodes a stored message. Its expiry counts on by the log's clock.
+func (st *Store) read(number uint64, r *buffer.Rec) fetched {
+	takers, msg, err := decodeStored(r.Data)
+	if err != nil {
+		return fetched{}
+	}
+	for i := range takers {
+		if t := &takers[i]; t.number == number {
+			msg.Expires = st.expires(r)
+			return fetched{msg: own(&msg), ids: t.ids, share: t.share}
+		}
+	}
+	return fetched{}
 }
 
-func (q *memoryQueue) Len() int     { return q.entries.len() }
-func (q *memoryQueue) Bytes() int64 { return q.bytes }
+// expires returns when a record's message expires; zero: never.
+func (st *Store) expires(r *buffer.Rec) time.Time {
+	life := r.Lifetime()
+	if life == 0 {
+		return time.Time{}
+	}
+	return time.Now().Add(life - st.log.Age(r))
+}
+
+// own copies what a decoded message shares with the bytes it was read from.
+func own(m *message.Message) *message.Message {
+	c := *m
+	c.Payload = append([]byte(nil), m.Payload...)
+	if m.CorrelationData != nil {
+		c.CorrelationData = append([]byte{}, m.CorrelationData...)
+	}
+	return &c
+}
+
+// lifetime is how long m is worth keeping from now on; 0: without end.
+func lifetime(m *message.Message) time.Duration {
+	if m.Expires.IsZero() {
+		return 0
+	}
+	return max(time.Until(m.Expires), time.Millisecond)
+}
+
+// takeGone returns the records that were lost from the disk since it was called last, those of sessions and those of
+// retained messages.
+func (st *Store) takeGone() (states map[buffer.Seq]bool, retained []buffer.Seq) {
+	if !st.torn.Swap(false) {
+		return nil, nil
+	}
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	states, retained = st.goneStates, st.goneRetained
+	st.goneStates, st.goneRetained = nil, nil
+	return states, retained
+}

@@ -16,6 +16,8 @@ type target interface {
 	several() bool
 	// deliver queues e, or reports why it does not.
 	deliver(e Entry) outcome
+	// takes says what deliver would return, and changes nothing.
+	takes(e Entry) outcome
 }
 
 // outcome says what became of a message at one target.
@@ -67,7 +69,7 @@ func (tr *tree) add(t target, sub *Subscription) {
 	i := slices.IndexFunc(n.shares, func(s *share) bool { return s.group == group })
 	if i < 0 {
 		i = len(n.shares)
-		n.shares = append(n.shares, &share{group: group})
+		n.shares = append(n.shares, &share{group: group, filter: sub.Filter})
 	}
 	n.shares[i].join(t, sub)
 }
@@ -87,6 +89,21 @@ func (tr *tree) remove(t target, filter string) {
 		n.shares = slices.DeleteFunc(n.shares, func(s *share) bool { return s.group == group && s.leave(t) == 0 })
 	}
 	n.prune()
+}
+
+// share returns the shared subscription with that filter; nil when nobody has it any more.
+func (tr *tree) share(filter string) *share {
+	group, rest := splitShared(filter)
+	tr.mu.RLock()
+	defer tr.mu.RUnlock()
+	n := tr.root.find(rest)
+	if n == nil {
+		return nil
+	}
+	if i := slices.IndexFunc(n.shares, func(s *share) bool { return s.group == group }); i >= 0 {
+		return n.shares[i]
+	}
+	return nil
 }
 
 // match appends to out what selects topic.

@@ -18,9 +18,10 @@ type sink struct {
 	got  []Entry
 }
 
-func (s *sink) client() string { return s.name }
-func (s *sink) online() bool   { return !s.off }
-func (s *sink) several() bool  { return true }
+func (s *sink) client() string      { return s.name }
+func (s *sink) online() bool        { return !s.off }
+func (s *sink) several() bool       { return true }
+func (s *sink) takes(Entry) outcome { return queued }
 func (s *sink) deliver(e Entry) outcome {
 	if s.full {
 		return refused
@@ -60,7 +61,7 @@ func FuzzTree(f *testing.F) {
 			if !slices.Contains(names, topic) {
 				names = append(names, topic)
 			}
-			r.set(&message.Message{Topic: topic, Payload: []byte("x")})
+			r.set(&message.Message{Topic: topic, Payload: []byte("x")}, 0)
 			got := map[string]int{}
 			for _, m := range tr.match(topic, nil) {
 				if m.share != nil {
@@ -99,7 +100,7 @@ func FuzzTree(f *testing.F) {
 			t.Error("the tree is not empty after all were removed")
 		}
 		for _, topic := range names {
-			r.set(&message.Message{Topic: topic})
+			r.set(&message.Message{Topic: topic}, 0)
 		}
 		if r.len() != 0 || len(r.root.children) > 0 {
 			t.Error("the retained store is not empty after all were removed")

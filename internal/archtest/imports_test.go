@@ -56,6 +56,8 @@ var mayImport = map[string][]string{
 var testsMayImport = map[string][]string{
 	// The documentation's TOML blocks are read by the code that reads the user's file.
 	"internal/archtest": {"config"},
+	// Sessions are kept in a log.
+	"edge": {"buffer"},
 	// A consumer on the cloud side reads batches with it.
 	"test/e2e": {"message/envelope"},
 }

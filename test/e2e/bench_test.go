@@ -49,25 +49,10 @@ func compareAcks(b *testing.B, ackRate ackRater, size, window int) {
 	stored := newGateway(b, "[route.up]\n  from = [\"plant/#\"]\n",
 		uplinkTo("cloud", "mqtt://127.0.0.1:9", "5", "[uplink.cloud.buffer]\n  max_bytes = \"2GiB\""))
 	plain := newGateway(b)
-	both := []*gateway{stored, plain}
-	rates := map[*gateway][]float64{}
-	work := map[*gateway]float64{} // processor seconds of the gateway per acknowledgement
-	for _, g := range both {
-		g.start()
-		ackRate(b, g, size, window) // warms up: the first segments are made
-	}
-	var ratios []float64
-	for range rounds {
-		for _, g := range both {
-			before := processorTime(b, g)
-			rate := ackRate(b, g, size, window)
-			rates[g] = append(rates[g], rate)
-			work[g] += (processorTime(b, g) - before) / (rate * benchSpan.Seconds()) / rounds
-		}
-		ratios = append(ratios, rates[stored][len(ratios)]/rates[plain][len(ratios)])
-		slices.Reverse(both) // neither is always the first
-	}
-	durable, free, ratio := median(rates[stored]), median(rates[plain]), median(ratios)
+	stored.start()
+	plain.start()
+	durable, free, ratios, work := compareRates(b, stored, plain, rounds, func(g *gateway) float64 { return ackRate(b, g, size, window) })
+	ratio := ratios[rounds/2]
 	b.ReportMetric(durable, "durable-acks/s")
 	b.ReportMetric(free, "plain-acks/s")
 	b.ReportMetric(ratio, "ratio")
@@ -78,6 +63,29 @@ func compareAcks(b *testing.B, ackRate ackRater, size, window int) {
 		"processor %.2f and %.2f µs each", size, window, durable, free, ratio, rounds, ratios[0], ratios[rounds-1], work[stored]*1e6, work[plain]*1e6)
 	stored.stop()
 	plain.stop()
+}
+
+// compareRates measures both gateways in turns. It returns the median rate of each, the ratios of neighbouring measurements in
+// order of size, and the processor seconds of each for one acknowledgement.
+func compareRates(b *testing.B, one, other *gateway, rounds int, rate func(*gateway) float64) (ofOne, ofOther float64, ratios []float64, work map[*gateway]float64) {
+	both := []*gateway{one, other}
+	rates := map[*gateway][]float64{}
+	work = map[*gateway]float64{}
+	for _, g := range both {
+		rate(g) // warms up: the first segments are made
+	}
+	for range rounds {
+		for _, g := range both {
+			before := processorTime(b, g)
+			got := rate(g)
+			rates[g] = append(rates[g], got)
+			work[g] += (processorTime(b, g) - before) / (got * benchSpan.Seconds()) / float64(rounds)
+		}
+		ratios = append(ratios, rates[one][len(ratios)]/rates[other][len(ratios)])
+		slices.Reverse(both) // neither is always the first
+	}
+	slices.Sort(ratios)
+	return median(rates[one]), median(rates[other]), ratios, work
 }
 
 // median sorts list.

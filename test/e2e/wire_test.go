@@ -34,6 +34,7 @@ type wire struct {
 	r          *bufio.Reader
 	version    string // "3.1.1" or "5"
 	receiveMax int    // what the server grants
+	present    bool   // the server had the session
 
 	mu sync.Mutex // one packet at a time
 }
@@ -106,6 +107,7 @@ func (w *wire) connect(l login) error {
 	if p.body[1] != 0 {
 		return &refusal{"CONNACK", p.body[1]}
 	}
+	w.present = p.body[0]&1 != 0
 	if w.version == "5" {
 		if v, ok := property(p.body[2:], 0x21); ok {
 			w.receiveMax = int(v)
