@@ -19,8 +19,8 @@ import (
 const (
 	hashCost = 10 // the least
 	dearCost = 12 // the most
-	// hashTime is how long one hash may take where that allows more than the least.
-	hashTime = 250 * time.Millisecond
+	// hashTime is how long one hash may take where that allows more than the least: after a restart every device's is computed.
+	hashTime = 100 * time.Millisecond
 	// maxPassword is what bcrypt looks at; it is refused rather than cut.
 	maxPassword = 72
 	// maxUsersFile bounds what is read.

@@ -98,7 +98,7 @@ func (v *validator) clientAuth(key string, l *Listener) {
 			l.ClientAuth = ClientAuthRequire
 		}
 	}
-	switch asks := l.ClientAuth != ClientAuthNone; {
+	switch asks := l.ClientAuth == ClientAuthOptional || l.ClientAuth == ClientAuthRequire; {
 	case asks && !hasCA:
 		v.wrong(key+".client_auth", "needs the authorities of the clients' certificates: set client_ca")
 	case !asks && hasCA:

@@ -132,7 +132,7 @@ func (p *peer) mayPublish(topic string) bool {
 
 // take checks m and hands it to Ingest.
 func (p *peer) take(m *message.Message) (message.Ticket, error) {
-	if err := message.ValidName(m.Topic); err != nil {
+	if err := validName(m.Topic); err != nil {
 		return message.Ticket{}, err
 	}
 	if !p.mayPublish(m.Topic) {

@@ -47,7 +47,7 @@ func (p *peer) readSubscribe(pk *packets.Packet) {
 
 // maySubscribe returns the reason code for a filter; success where it is allowed.
 func (p *peer) maySubscribe(filter string) byte {
-	if message.ValidFilter(filter) != nil {
+	if validFilter(filter) != nil {
 		return codeFilterInvalid
 	}
 	if !p.b.o.ACL.Allow(p.identity, access.Subscribe, filter) {
