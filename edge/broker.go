@@ -53,6 +53,8 @@ type Options struct {
 	Store session.Store
 	// Audit is told who came in and who did not; nil: Log with audit=true. How much it is told is bounded.
 	Audit *slog.Logger
+	// ConnectTimeout is how long TLS, WebSocket and CONNECT together may take. 0 means 10 s.
+	ConnectTimeout time.Duration
 	// Shutdown is how long Run may take to end after its context did. 0 means 5 s.
 	Shutdown time.Duration
 	Log      *slog.Logger

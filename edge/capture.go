@@ -192,7 +192,12 @@ func (b *Broker) ingest(m *message.Message) (message.Ticket, error) {
 func (p *peer) refuse(m *message.Message, id uint16, err error) {
 	r := refusalOf(err)
 	p.b.metrics.refuse(message.MQTT, r.label)
-	p.b.refusals.log(p.b.log, "message refused", r.label, p.client, "client", p.client, "user", p.identity.User, "topic", m.Topic, "error", err)
+	args := []any{"client", p.client, "user", p.identity.User, "topic", m.Topic, "error", err}
+	if errors.Is(err, message.ErrNotAllowed) {
+		p.b.audit.refused(&p.b.refusals, "message refused", r.label, p.client, args...)
+	} else {
+		p.b.refusals.log(p.b.log, "message refused", r.label, p.client, args...)
+	}
 	switch {
 	case r.fatal:
 		p.disconnect(r.code)

@@ -51,7 +51,7 @@ func (p *peer) maySubscribe(filter string) byte {
 		return codeFilterInvalid
 	}
 	if !p.b.o.ACL.Allow(p.identity, access.Subscribe, filter) {
-		p.b.refusals.log(p.b.log, "subscription refused", "not_allowed", p.client, "client", p.client, "user", p.identity.User, "filter", filter)
+		p.b.audit.refused(&p.b.refusals, "subscription refused", "not_allowed", p.client, "client", p.client, "user", p.identity.User, "filter", filter)
 		return codeNotAuthorized
 	}
 	return codeSuccess
