@@ -192,7 +192,7 @@ func TestTooManyLogins(t *testing.T) {
 
 func TestReload(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "users.toml")
-	if _, err := setPassword(path, "a", []byte("one"), bcrypt.MinCost); err != nil {
+	if _, err := setPassword(path, "a", []byte("one"), bcrypt.MinCost, false); err != nil {
 		t.Fatal(err)
 	}
 	k, err := New(config.Auth{UsersFile: path, Rules: agreed()})
@@ -210,7 +210,7 @@ func TestReload(t *testing.T) {
 		t.Errorf("nothing changed: %t %v", changed, err)
 	}
 	for user, password := range map[string]string{"a": "three", "b": "two"} {
-		if _, err := setPassword(path, user, []byte(password), bcrypt.MinCost); err != nil {
+		if _, err := setPassword(path, user, []byte(password), bcrypt.MinCost, false); err != nil {
 			t.Fatal(err)
 		}
 	}

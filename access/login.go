@@ -27,7 +27,7 @@ const (
 // What is remembered is an HMAC with a key that only this process has, of name, stored hash and password together: a changed
 // password is another HMAC, so nothing remembered outlives it.
 type logins struct {
-	key     [32]byte
+	key   [32]byte
 	turns chan struct{} // one value for each hash being computed
 	limit int           // of waiting
 

@@ -80,10 +80,10 @@ func rawDial(addr string, o rawOptions) (*rawClient, error) {
 	if err != nil {
 		return nil, err
 	}
-	if ack.FixedHeader.Type != packets.Connack {
-		return nil, fmt.Errorf("not a connack: %v", ack.FixedHeader.Type)
-	}
 	cl.Connack = ack
+	if ack.FixedHeader.Type != packets.Connack {
+		return cl, fmt.Errorf("not a connack: %v", ack.FixedHeader.Type)
+	}
 	if ack.ReasonCode != 0 {
 		return cl, fmt.Errorf("connack %#x", ack.ReasonCode)
 	}
@@ -128,6 +128,8 @@ func rawEncode(pk *packets.Packet, b *bytes.Buffer) error {
 	case packets.Unsubscribe:
 		pk.FixedHeader.Qos = 1
 		return pk.UnsubscribeEncode(b)
+	case packets.Auth:
+		return pk.AuthEncode(b)
 	case packets.Pingreq:
 		return pk.PingreqEncode(b)
 	case packets.Disconnect:
@@ -185,6 +187,8 @@ func (c *rawClient) next(d time.Duration) (packets.Packet, error) {
 		err = pk.SubackDecode(body)
 	case packets.Unsuback:
 		err = pk.UnsubackDecode(body)
+	case packets.Auth:
+		err = pk.AuthDecode(body)
 	case packets.Disconnect:
 		err = pk.DisconnectDecode(body)
 	}

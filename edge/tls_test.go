@@ -233,12 +233,14 @@ func TestCertificateWithoutIdentity(t *testing.T) {
 	}
 }
 
+// hashOfWord is the hash of the password "word", quick to look at.
+const hashOfWord = "$2a$04$GVoqhi3kEJJmlK3P8Ma3j.nhL3e/aafpdeo2TD/wi/5j3GGAjujx2"
+
 // TestOptionalCertificate: whoever shows none logs in by password.
 func TestOptionalCertificate(t *testing.T) {
 	p := newPKI(t)
 	users := filepath.Join(t.TempDir(), "users.toml")
-	hash := "$2a$04$GVoqhi3kEJJmlK3P8Ma3j.nhL3e/aafpdeo2TD/wi/5j3GGAjujx2" // "word", quick to look at
-	if err := os.WriteFile(users, fmt.Appendf(nil, "ann = %q\n", hash), 0o600); err != nil {
+	if err := os.WriteFile(users, fmt.Appendf(nil, "ann = %q\n", hashOfWord), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	acl, err := access.New(config.Auth{UsersFile: users})

@@ -75,6 +75,7 @@ var owners = map[string][]string{
 	"golang.org/x/net/proxy":                  {"forwarder/uplink"},
 	"golang.org/x/net/http/httpproxy":         {"forwarder/uplink"},
 	"github.com/prometheus":                   {"edge", "forwarder", "admin", "bridges", "cmd/tidegate"},
+	"github.com/xdg-go/scram":                 {"access"},
 	"golang.org/x/crypto":                     {"access", "buffer"},
 	"golang.org/x/sys":                        {"buffer"},
 	"golang.org/x/term":                       {"cmd/tidegate"},
@@ -93,6 +94,7 @@ var testOwners = map[string][]string{
 	"github.com/eclipse/paho.golang":      {"edge", "test/e2e"},
 	"github.com/eclipse/paho.mqtt.golang": {"edge", "test/e2e"},
 	"github.com/plgd-dev/go-coap/v3":      {"test/e2e"},
+	"github.com/xdg-go/scram":             {"edge"},
 	// A broker behind WebSocket, and the frames as another client of this library sees them.
 	"github.com/gorilla/websocket": {"test/e2e"},
 }
