@@ -29,6 +29,7 @@ type rawOptions struct {
 	Mod        func(*packets.Packet)
 	RcvBuf     int
 	TLS        *tls.Config // nil: plain
+	WebSocket  bool
 }
 
 // rawClient is one connection. Recv is for one goroutine, sending for any number.
@@ -55,6 +56,11 @@ func rawDial(addr string, o rawOptions) (*rawClient, error) {
 	}
 	if o.TLS != nil {
 		c = tls.Client(c, o.TLS)
+	}
+	if o.WebSocket {
+		if c, err = overWebSocket(c, addr); err != nil {
+			return nil, err
+		}
 	}
 	cl := &rawClient{Conn: c, R: bufio.NewReaderSize(c, 64<<10), V: o.V}
 	pk := packets.Packet{

@@ -96,7 +96,7 @@ var testOwners = map[string][]string{
 	"github.com/plgd-dev/go-coap/v3":      {"test/e2e"},
 	"github.com/xdg-go/scram":             {"edge"},
 	// A broker behind WebSocket, and the frames as another client of this library sees them.
-	"github.com/gorilla/websocket": {"test/e2e"},
+	"github.com/gorilla/websocket": {"edge", "test/e2e"},
 }
 
 // neverImport forbids parts of the standard library where a package promises to stay pure.
