@@ -26,6 +26,7 @@ func authority(t *testing.T, name string, until, current time.Time) (cert, key, 
 	template := &x509.Certificate{
 		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: name}, NotBefore: until.Add(-100 * 24 * time.Hour), NotAfter: until,
 		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
+		DNSNames: []string{"localhost"},
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, private.Public(), private)
 	if err != nil {
@@ -98,7 +99,8 @@ func TestListenerTLS(t *testing.T) {
 			`t.toml:5:13: listener.a.client_ca: warning: old: the authority "CN=ours" expired on 2020-01-02, and with it every certificate it made` + "\n" +
 				`t.toml:6:7: listener.a.crl: warning: old.crl: the list of "CN=ours" expired on 2020-01-02: what was revoked since is not known`,
 		},
-		{"[listener.a]\nlisten = 'wss://127.0.0.1'\ncert = 'leaf'\nkey = 'leaf.key'", "t.toml:4:7: listener.a.key: warning: everybody on this machine can read leaf.key; chmod o-r it"},
+		{"[listener.a]\nlisten = 'wss://127.0.0.1'\ncert = 'leaf'\nkey = 'leaf.key'", "t.toml:3:8: listener.a.cert: warning: leaf names no host among its subject alternative names: most clients will not believe it\n" +
+			"t.toml:4:7: listener.a.key: warning: everybody on this machine can read leaf.key; chmod o-r it"},
 		{"[listener.a]\nlisten = 'mqtts://127.0.0.1'\ncert = 'old'\nkey = 'old.key'", "t.toml:3:8: listener.a.cert: warning: old expired on 2020-01-02"},
 		{"[listener.a]\nlisten = 'mqtts://127.0.0.1'\ncert = 'ca'\nkey = 'other.key'", "t.toml:3:8: listener.a.cert: ca and other.key do not make a pair: private key does not match public key"},
 		// Whoever has a certificate can connect, so nobody has to be in a users file.
