@@ -111,7 +111,7 @@ func (k *Checker) Authenticate(l Login) (Identity, error) {
 	}
 	by := attemptOf(l.From, l.User)
 	wait := func() time.Duration { return k.lockouts.wait(by, time.Now()) }
-	switch k.logins.check(l.User, hash, l.Password, known, wait) {
+	switch k.logins.check(l, hash, known, wait) {
 	case good:
 		k.lockouts.passed(by)
 		return id, nil

@@ -3,6 +3,7 @@ package access
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -118,7 +119,7 @@ func TestMemoryOfLogins(t *testing.T) {
 		password string
 		want     outcome
 	}{{"one", good}, {"two", refused}} {
-		if got := l.check("a", hash, []byte(c.password), true, noWait); got != c.want {
+		if got := l.check(Login{User: "a", Password: []byte(c.password)}, hash, true, noWait); got != c.want {
 			t.Errorf("%s: %d", c.password, got)
 		}
 		if got := l.recall(l.tag("a", hash, []byte(c.password))); got != c.want {
@@ -135,7 +136,7 @@ func TestMemoryOfLogins(t *testing.T) {
 			t.Error("another login has the same tag")
 		}
 	}
-	if got := l.check("a", hash, []byte("three"), false, noWait); got != refused {
+	if got := l.check(Login{User: "a", Password: []byte("three")}, hash, false, noWait); got != refused {
 		t.Errorf("an unknown user: %d", got)
 	}
 	for i := range 3 * maxRemembered {
@@ -170,7 +171,7 @@ func TestTooManyLogins(t *testing.T) {
 			})
 		}
 		synctest.Wait() // all of them wait for their turn
-		if n := k.logins.waiting.Load(); n != limit {
+		if n := k.logins.count(); n != limit {
 			t.Fatalf("%d are waiting, want %d", n, limit)
 		}
 		if _, err := k.Authenticate(Login{User: "a", Password: []byte("one more"), Client: "c"}); !errors.Is(err, message.ErrBusy) {
@@ -183,7 +184,7 @@ func TestTooManyLogins(t *testing.T) {
 			<-k.logins.turns
 		}
 		waiting.Wait()
-		if n := k.logins.waiting.Load(); n != 0 {
+		if n := k.logins.count(); n != 0 {
 			t.Errorf("%d are still waiting", n)
 		}
 	})
@@ -191,7 +192,7 @@ func TestTooManyLogins(t *testing.T) {
 
 func TestReload(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "users.toml")
-	if _, err := setPassword(path, "a", []byte("one"), bcrypt.MinCost); err != nil {
+	if _, err := setPassword(path, "a", []byte("one"), bcrypt.MinCost, false); err != nil {
 		t.Fatal(err)
 	}
 	k, err := New(config.Auth{UsersFile: path, Rules: agreed()})
@@ -209,7 +210,7 @@ func TestReload(t *testing.T) {
 		t.Errorf("nothing changed: %t %v", changed, err)
 	}
 	for user, password := range map[string]string{"a": "three", "b": "two"} {
-		if _, err := setPassword(path, user, []byte(password), bcrypt.MinCost); err != nil {
+		if _, err := setPassword(path, user, []byte(password), bcrypt.MinCost, false); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -276,3 +277,33 @@ func TestPrepare(t *testing.T) {
 }
 
 func noWait() time.Duration { return 0 }
+
+func (l *logins) count() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.waiting
+}
+
+// TestOneSourceTakesAShare: logins from one address leave room for those from others.
+func TestOneSourceTakesAShare(t *testing.T) {
+	l := newLogins()
+	here, there := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2")
+	n := 0
+	for l.enter(here) {
+		n++
+	}
+	if n != maxWaiting/shareOfOne || !l.enter(there) {
+		t.Errorf("one address has %d places", n)
+	}
+	l.leave(here)
+	if !l.enter(here) || l.enter(here) {
+		t.Error("a place that became free is not one place")
+	}
+	for range n {
+		l.leave(here)
+	}
+	l.leave(there)
+	if len(l.from) != 0 || l.waiting != 0 {
+		t.Errorf("%d addresses and %d logins are left", len(l.from), l.waiting)
+	}
+}

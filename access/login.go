@@ -4,9 +4,9 @@ import (
 	"crypto/hmac"
 	"crypto/rand"
 	"crypto/sha256"
+	"net/netip"
 	"runtime"
 	"sync"
-	"sync/atomic"
 	"time"
 )
 
@@ -14,6 +14,9 @@ import (
 const (
 	// maxWaiting bounds how many logins wait for a turn to hash; more are told to come back.
 	maxWaiting = 256
+	// shareOfOne is the part of maxWaiting that logins from one source address may take: guessers at one do not keep devices at
+	// others waiting.
+	shareOfOne = 4
 	// maxRemembered bounds each of the two memories of logins.
 	maxRemembered = 8192
 )
@@ -24,12 +27,13 @@ const (
 // What is remembered is an HMAC with a key that only this process has, of name, stored hash and password together: a changed
 // password is another HMAC, so nothing remembered outlives it.
 type logins struct {
-	key     [32]byte
-	turns   chan struct{} // one value for each hash being computed
-	waiting atomic.Int64  // logins that hash or wait for their turn
-	limit   int64         // of waiting
+	key   [32]byte
+	turns chan struct{} // one value for each hash being computed
+	limit int           // of waiting
 
-	mu      sync.Mutex // guards the two memories; never held while hashing
+	mu      sync.Mutex         // guards what follows; never held while hashing
+	waiting int                // logins that hash or wait for their turn
+	from    map[netip.Addr]int // those of each source address that is known
 	good    map[tag]struct{}
 	refused map[tag]struct{}
 }
@@ -53,6 +57,7 @@ func newLogins() *logins {
 	l := &logins{
 		turns:   make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2)),
 		limit:   maxWaiting,
+		from:    map[netip.Addr]int{},
 		good:    map[tag]struct{}{},
 		refused: map[tag]struct{}{},
 	}
@@ -60,23 +65,23 @@ func newLogins() *logins {
 	return l
 }
 
-// check reports whether password belongs to hash. A login that is remembered costs no hash; at most limit others wait
+// check reports whether the password of g belongs to hash. A login that is remembered costs no hash; at most limit others wait
 // for their turn, beyond that the answer is busy. While wait says that this login has to wait nothing is looked at: not even
 // what is remembered, which would tell a guesser at once when a guess is right.
-func (l *logins) check(user string, hash, password []byte, known bool, wait func() time.Duration) outcome {
+func (l *logins) check(g Login, hash []byte, known bool, wait func() time.Duration) outcome {
 	if wait() > 0 {
 		return locked
 	}
-	t := l.tag(user, hash, password)
+	t := l.tag(g.User, hash, g.Password)
 	if o := l.recall(t); o != unknown {
 		return o
 	}
-	if l.waiting.Add(1) > l.limit {
-		l.waiting.Add(-1)
+	if !l.enter(g.From) {
 		return busy
 	}
+	defer l.leave(g.From)
 	l.turns <- struct{}{}
-	defer func() { <-l.turns; l.waiting.Add(-1) }()
+	defer func() { <-l.turns }()
 	if wait() > 0 {
 		return locked // others of the same guesser were first
 	}
@@ -84,11 +89,34 @@ func (l *logins) check(user string, hash, password []byte, known bool, wait func
 		return o // another client of the same user was first
 	}
 	o := refused
-	if verify(hash, password) && known {
+	if verify(hash, g.Password) && known {
 		o = good
 	}
 	l.remember(t, o)
 	return o
+}
+
+// enter counts a login in that is going to wait, and reports whether it may.
+func (l *logins) enter(from netip.Addr) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.waiting >= l.limit || from.IsValid() && l.from[from] >= max(1, l.limit/shareOfOne) {
+		return false
+	}
+	l.waiting++
+	if from.IsValid() {
+		l.from[from]++
+	}
+	return true
+}
+
+func (l *logins) leave(from netip.Addr) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.waiting--
+	if l.from[from]--; l.from[from] <= 0 {
+		delete(l.from, from)
+	}
 }
 
 func (l *logins) tag(user string, hash, password []byte) tag {

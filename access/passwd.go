@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"syscall"
 
@@ -15,19 +16,26 @@ import (
 const usersHeader = `# Users of Tidegate: NAME = "HASH". Written by "tidegate passwd NAME"; remove a line to remove a user.
 `
 
-// SetPassword adds name to the users file at path, or changes its password, and reports whether it was added. The file is
-// made when it is not there, and replaced as a whole, so that a reader never sees half of it; comments stay. An existing file
-// keeps its owner and group and loses nothing but what others may do with it; a new one is readable by this user alone.
-func SetPassword(path, name string, password []byte) (added bool, err error) {
-	return setPassword(path, name, password, affordableCost())
+// Method is a way to log in that a password is prepared for, beside the ordinary one.
+type Method string
+
+// SCRAM is SCRAM-SHA-256, with which a device proves that it knows the password without sending it.
+const SCRAM Method = "scram"
+
+// SetPassword adds name to the users file at path, or changes its password, and reports whether it was added. The password is
+// prepared for the methods also, and for those that the user had. The file is made when it is not there, and replaced as a
+// whole, so that a reader never sees half of it; comments stay. An existing file keeps its owner and group and loses nothing but
+// what others may do with it; a new one is readable by this user alone.
+func SetPassword(path, name string, password []byte, also ...Method) (added bool, err error) {
+	return setPassword(path, name, password, affordableCost(), slices.Contains(also, SCRAM))
 }
 
-func setPassword(path, name string, password []byte, cost int) (added bool, err error) {
+func setPassword(path, name string, password []byte, cost int, scram bool) (added bool, err error) {
 	if err := config.ValidUser(name); err != nil {
 		return false, fmt.Errorf("access: %w", err)
 	}
-	h, err := hash(password, cost)
-	if err != nil {
+	u := config.User{Name: name}
+	if u.Hash, err = hash(password, cost); err != nil {
 		return false, err
 	}
 	if real, err := filepath.EvalSymlinks(path); err == nil {
@@ -40,24 +48,33 @@ func setPassword(path, name string, password []byte, cost int) (added bool, err 
 	if err != nil {
 		return false, fmt.Errorf("access: read users: %w", err)
 	}
-	next, added, err := edit(path, old, name, h)
+	before, err := config.ParseUsers(path, old)
+	if err != nil {
+		return false, fmt.Errorf("access: the users file is damaged, nothing was changed: %w", err)
+	}
+	had := slices.ContainsFunc(before, func(b config.User) bool { return b.Name == name && b.SCRAM != "" })
+	if scram || had {
+		if u.SCRAM, err = verifier(name, password); err != nil {
+			return false, err
+		}
+	}
+	next, added, err := edit(path, old, before, u)
 	if err != nil {
 		return false, err
 	}
 	return added, replaceFile(path, next)
 }
 
-// edit sets the line of name in data and makes sure that this changed nothing else.
-func edit(path string, data []byte, name, hash string) (next []byte, added bool, err error) {
-	before, err := config.ParseUsers(path, data)
-	if err != nil {
-		return nil, false, fmt.Errorf("access: the users file is damaged, nothing was changed: %w", err)
+// edit sets the line of user in data and makes sure that this changed nothing else.
+func edit(path string, data []byte, before []config.User, user config.User) (next []byte, added bool, err error) {
+	line := fmt.Sprintf("%s = %q", strconv.Quote(user.Name), user.Hash)
+	if user.SCRAM != "" {
+		line = fmt.Sprintf("%s = { bcrypt = %q, scram = %q }", strconv.Quote(user.Name), user.Hash, user.SCRAM)
 	}
-	line := fmt.Sprintf("%s = %q", strconv.Quote(name), hash)
 	lines := bytes.Split(bytes.TrimSuffix(data, []byte("\n")), []byte("\n"))
 	added = true
 	for _, u := range before {
-		if u.Name == name {
+		if u.Name == user.Name {
 			lines[u.At.Line-1], added = []byte(line), false
 		}
 	}
@@ -66,22 +83,20 @@ func edit(path string, data []byte, name, hash string) (next []byte, added bool,
 	}
 	next = append(bytes.Join(lines, []byte("\n")), '\n')
 	after, err := config.ParseUsers(path, next)
-	if err != nil || !onlyChanged(before, after, name, hash) {
+	if err != nil || !onlyChanged(before, after, user) {
 		return nil, false, fmt.Errorf("access: %s is laid out in an unusual way, nothing was changed: put one user on each line", path)
 	}
 	return next, added, nil
 }
 
-// onlyChanged reports whether after is before with name's hash set.
-func onlyChanged(before, after []config.User, name, hash string) bool {
-	want := map[string]string{name: hash}
-	for _, u := range before {
-		if u.Name != name {
-			want[u.Name] = u.Hash
-		}
+// onlyChanged reports whether after is before with that user set.
+func onlyChanged(before, after []config.User, user config.User) bool {
+	want := map[string]config.User{}
+	for _, u := range append(slices.Clone(before), user) {
+		want[u.Name] = u
 	}
 	for _, u := range after {
-		if want[u.Name] != u.Hash {
+		if w := want[u.Name]; w.Hash != u.Hash || w.SCRAM != u.SCRAM {
 			return false
 		}
 	}

@@ -15,7 +15,7 @@ func TestSetPassword(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "users.toml")
 	set := func(name, password string) (bool, error) {
-		return setPassword(path, name, []byte(password), bcrypt.MinCost)
+		return setPassword(path, name, []byte(password), bcrypt.MinCost, false)
 	}
 
 	if added, err := set("press-1", "one"); !added || err != nil {
@@ -93,7 +93,7 @@ func TestSetPasswordRefuses(t *testing.T) {
 		{"b", "x", "b = '''\n" + cheap(t, "x") + "'''\n", "laid out in an unusual way"},
 	} {
 		write(c.file)
-		_, err := setPassword(path, c.name, []byte(c.password), bcrypt.MinCost)
+		_, err := setPassword(path, c.name, []byte(c.password), bcrypt.MinCost, false)
 		if err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%q in %q: %v", c.name, c.file, err)
 		}
@@ -101,7 +101,7 @@ func TestSetPasswordRefuses(t *testing.T) {
 			t.Errorf("%q in %q: the file is now %q", c.name, c.file, after)
 		}
 	}
-	if _, err := setPassword(filepath.Join(dir, "missing", "users.toml"), "a", []byte("x"), bcrypt.MinCost); err == nil {
+	if _, err := setPassword(filepath.Join(dir, "missing", "users.toml"), "a", []byte("x"), bcrypt.MinCost, false); err == nil {
 		t.Error("wrote into a folder that is not there")
 	}
 	if left, err := os.ReadDir(dir); err != nil || len(left) != 1 {
@@ -120,7 +120,7 @@ func TestSetPasswordOddFiles(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, name := range []string{"Jörg Meier", `quote"d`, "dot.ted", `back\slash`, "hmi"} {
-		if _, err := setPassword(link, name, []byte("word"), bcrypt.MinCost); err != nil {
+		if _, err := setPassword(link, name, []byte("word"), bcrypt.MinCost, false); err != nil {
 			t.Errorf("%q: %v", name, err)
 		}
 	}
@@ -136,6 +136,11 @@ func TestSetPasswordOddFiles(t *testing.T) {
 // FuzzEdit: whatever the users file looks like, setting a password either changes nothing or that one user alone.
 func FuzzEdit(f *testing.F) {
 	hash := cheap(f, "x")
+	scram, err := verifier("x", []byte("x"))
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add("a = { bcrypt = '"+hash+"', scram = '"+scram+"' }\nb.bcrypt = '"+hash+"'", "b")
 	for _, text := range []string{"", "a = '" + hash + "'", "# c\n\"b\" = \"" + hash + "\"\n\n", "a = '''\n" + hash + "'''\n", "[t]\n", "a.b = 1"} {
 		f.Add(text, "a")
 	}
@@ -143,13 +148,20 @@ func FuzzEdit(f *testing.F) {
 		if config.ValidUser(name) != nil {
 			return
 		}
-		before, _ := config.ParseUsers("f", []byte(text))
-		next, added, err := edit("f", []byte(text), name, hash)
+		before, err := config.ParseUsers("f", []byte(text))
+		if err != nil {
+			return
+		}
+		user := config.User{Name: name, Hash: hash}
+		if len(name)%2 == 0 {
+			user.SCRAM = scram
+		}
+		next, added, err := edit("f", []byte(text), before, user)
 		if err != nil {
 			return
 		}
 		after, err := config.ParseUsers("f", next)
-		if err != nil || added != (len(after) == len(before)+1) || !onlyChanged(before, after, name, hash) {
+		if err != nil || added != (len(after) == len(before)+1) || !onlyChanged(before, after, user) {
 			t.Errorf("%q became %q: %v", text, next, err)
 		}
 	})

@@ -19,8 +19,8 @@ import (
 const (
 	hashCost = 10 // the least
 	dearCost = 12 // the most
-	// hashTime is how long one hash may take where that allows more than the least.
-	hashTime = 250 * time.Millisecond
+	// hashTime is how long one hash may take where that allows more than the least: after a restart every device's is computed.
+	hashTime = 100 * time.Millisecond
 	// maxPassword is what bcrypt looks at; it is refused rather than cut.
 	maxPassword = 72
 	// maxUsersFile bounds what is read.
@@ -29,7 +29,9 @@ const (
 
 // users is one state of the users file.
 type users struct {
-	hashes map[string][]byte
+	hashes    map[string][]byte
+	verifiers map[string]config.Verifier // for SCRAM
+	secret    []byte                     // see secretOf
 	// unknown is compared for a name that is not there, so that it takes as long as a wrong password.
 	unknown []byte
 	stamp   stamp
@@ -57,7 +59,7 @@ func stampOf(path string) (stamp, error) {
 
 // loadUsers reads the users file; an empty path stands for no users.
 func loadUsers(path string) (*users, error) {
-	u := &users{hashes: map[string][]byte{}}
+	u := &users{hashes: map[string][]byte{}, verifiers: map[string]config.Verifier{}}
 	if path == "" {
 		return u, nil
 	}
@@ -82,7 +84,11 @@ func loadUsers(path string) (*users, error) {
 			dearest = cost
 		}
 		u.hashes[user.Name] = []byte(user.Hash)
+		if v, ok := config.ParseVerifier(user.SCRAM); ok {
+			u.verifiers[user.Name] = v
+		}
 	}
+	u.secret = secretOf(list)
 	u.unknown = unknownHash(dearest)
 	return u, nil
 }

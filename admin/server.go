@@ -7,6 +7,7 @@ package admin
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -18,6 +19,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"tidegate/certs"
 	"tidegate/config"
 )
 
@@ -45,20 +47,58 @@ type Source interface {
 type Server struct {
 	listener net.Listener
 	http     *http.Server
+	certs    *certs.Server // nil: http
 }
 
-// New checks the section and binds its address; port 0 picks a free one. It refuses an address beyond loopback, as
-// everybody who reaches it may read what it shows.
+// New checks the section and binds its address; port 0 picks a free one. It refuses an address beyond loopback where no
+// certificate is asked for, as everybody who reaches it may read what it shows.
 func New(c config.Admin, source Source, metrics prometheus.Gatherer, log *slog.Logger) (*Server, error) {
-	address, err := loopback(c.Listen)
+	address, err := address(c)
 	if err != nil {
 		return nil, err
 	}
-	l, err := net.Listen("tcp", address)
-	if err != nil {
+	s := &Server{http: newHTTP(routes(source, metrics, log), log)}
+	t, secure := c.TLS()
+	if secure {
+		if s.certs, err = certs.NewServer(t); err != nil {
+			return nil, fmt.Errorf("admin: %w", err)
+		}
+	}
+	if s.listener, err = net.Listen("tcp", address); err != nil {
 		return nil, fmt.Errorf("admin: listen: %w", err)
 	}
-	return &Server{listener: l, http: newHTTP(routes(source, metrics, log), log)}, nil
+	if secure {
+		s.listener = tls.NewListener(s.listener, s.certs.Config())
+	}
+	return s, nil
+}
+
+// ReloadCertificates reads the certificate files again that changed, and returns the keys of those that are in use from now
+// on, and what is wrong with the rest, of which the earlier files stay in use.
+func (s *Server) ReloadCertificates() (changed []string, problems []error) {
+	if s.certs == nil {
+		return nil, nil
+	}
+	keys, err := s.certs.Reload()
+	for _, k := range keys {
+		changed = append(changed, "admin."+k)
+	}
+	if err != nil {
+		problems = append(problems, fmt.Errorf("admin: %w", err))
+	}
+	return changed, problems
+}
+
+// CertificateWarnings says what somebody has to look at: files that cannot be used, certificates that have expired or soon will.
+func (s *Server) CertificateWarnings(now time.Time) []string {
+	if s.certs == nil {
+		return nil
+	}
+	list := s.certs.Warnings(now)
+	for i := range list {
+		list[i] = "admin: " + list[i]
+	}
+	return list
 }
 
 // newHTTP returns a server with the bounds that every one here has.
@@ -102,17 +142,22 @@ func serve(ctx context.Context, h *http.Server, l net.Listener) error {
 	return nil
 }
 
-// loopback returns HOST:PORT of an http URL, if only this machine can reach it.
-func loopback(listen string) (string, error) {
-	u, err := url.Parse(listen)
-	if err != nil || u.Scheme != "http" || u.Port() == "" || u.Path != "" && u.Path != "/" {
-		return "", fmt.Errorf("admin: listen address %q: want http://HOST:PORT", listen)
+// address returns HOST:PORT of the URL, if only this machine can reach it or only holders of a certificate come in.
+func address(c config.Admin) (string, error) {
+	u, err := url.Parse(c.Listen)
+	_, secure := c.TLS()
+	scheme := "http"
+	if secure {
+		scheme = "https"
 	}
-	if host := u.Hostname(); host != "localhost" {
+	if err != nil || u.Scheme != scheme || u.Port() == "" || u.Path != "" && u.Path != "/" {
+		return "", fmt.Errorf("admin: listen address %q: want %s://HOST:PORT", c.Listen, scheme)
+	}
+	if host := u.Hostname(); host != "localhost" && !(secure && c.ClientCA != "") {
 		ip, err := netip.ParseAddr(host)
 		if err != nil || !ip.IsLoopback() {
-			return "", fmt.Errorf("admin: listen address %q: away from loopback it wants a login, which this build does not have; "+
-				"use http://127.0.0.1:%s", listen, u.Port())
+			return "", fmt.Errorf("admin: listen address %q: away from loopback it wants https and client_ca; "+
+				"or use http://127.0.0.1:%s", c.Listen, u.Port())
 		}
 	}
 	return u.Host, nil

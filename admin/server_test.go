@@ -2,16 +2,23 @@ package admin
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"tidegate/certs"
 	"tidegate/config"
 )
 
@@ -162,16 +169,16 @@ func TestAddresses(t *testing.T) {
 		"http://localhost:8080/": "localhost:8080",
 		"http://[::1]:8080":      "[::1]:8080",
 		"http://127.9.9.9:0":     "127.9.9.9:0",
-		"http://0.0.0.0:8080":    "login",
-		"http://:8080":           "login",
-		"http://192.168.1.4:80":  "login",
-		"http://gateway.lan:80":  "login",
+		"http://0.0.0.0:8080":    "wants https and client_ca",
+		"http://:8080":           "wants https and client_ca",
+		"http://192.168.1.4:80":  "wants https and client_ca",
+		"http://gateway.lan:80":  "wants https and client_ca",
 		"https://127.0.0.1:80":   "want http://HOST:PORT",
 		"http://127.0.0.1":       "want http://HOST:PORT",
 		"http://127.0.0.1:80/x":  "want http://HOST:PORT",
 		"127.0.0.1:80":           "want http://HOST:PORT",
 	} {
-		got, err := loopback(listen)
+		got, err := address(config.Admin{Listen: listen})
 		if err != nil {
 			got = err.Error()
 		}
@@ -190,5 +197,75 @@ func TestReadyWithWarnings(t *testing.T) {
 	code, body, _ := get(t, http.DefaultClient, http.MethodGet, url+"/readyz")
 	if code != http.StatusOK || body != "ready\nwarning: the certificate expires\n" {
 		t.Errorf("%d %q", code, body)
+	}
+}
+
+// TestTLS: over https with client_ca only the holders of a certificate come in, also from other machines, and a new
+// certificate is taken live.
+func TestTLS(t *testing.T) {
+	dir := t.TempDir()
+	put := func(name string, data []byte) string {
+		t.Helper()
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	ca, pair, err := certs.NewAuthority("test", time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := config.Admin{Listen: "https://0.0.0.0:0", ClientCA: put("ca.crt", pair.Cert)}
+	server := func() {
+		t.Helper()
+		p, err := ca.Server([]string{"localhost"}, time.Hour, time.Now())
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.Cert, c.Key = put("server.crt", p.Cert), put("server.key", p.Key)
+	}
+	server()
+	s, err := New(c, &fakeSource{}, prometheus.NewRegistry(), silent())
+	if err != nil {
+		t.Fatal(err)
+	}
+	run(t, s)
+	_, port, _ := net.SplitHostPort(s.Addr().String())
+	url := "https://localhost:" + port + "/healthz"
+	pool := x509.NewCertPool()
+	pool.AppendCertsFromPEM(pair.Cert)
+	client := func(certs ...tls.Certificate) *http.Client {
+		tr := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool, Certificates: certs}}
+		t.Cleanup(tr.CloseIdleConnections)
+		return &http.Client{Transport: tr}
+	}
+	p, err := ca.Device("admin", time.Hour, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	own, err := tls.X509KeyPair(p.Cert, p.Key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if code, body, _ := get(t, client(own), http.MethodGet, url); code != http.StatusOK || body != "ok\n" {
+		t.Errorf("%d %q", code, body)
+	}
+	if _, err := client().Get(url); err == nil {
+		t.Error("a visitor without a certificate came in")
+	}
+	if w := s.CertificateWarnings(time.Now()); len(w) != 1 || !strings.HasPrefix(w[0], "admin: certificate") {
+		t.Errorf("warnings %q", w)
+	}
+	server()
+	if changed, problems := s.ReloadCertificates(); len(changed) != 1 || changed[0] != "admin.cert" || problems != nil {
+		t.Errorf("%v, %v", changed, problems)
+	}
+	if code, _, _ := get(t, client(own), http.MethodGet, url); code != http.StatusOK {
+		t.Errorf("%d", code)
+	}
+	c.ClientCA = ""
+	if _, err := New(c, &fakeSource{}, prometheus.NewRegistry(), silent()); err == nil {
+		t.Error("anybody on the network would be let in")
 	}
 }

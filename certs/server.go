@@ -3,7 +3,15 @@
 // stands for (identity.go). An Authority makes certificates for a site that has nobody else to ask (authority.go).
 //
 // It opens no connection, watches no file and starts no goroutine: whoever runs a Server calls Reload. A file that cannot be
-// used never replaces one that can. Start reading at Server.
+// used never replaces one that can.
+//
+// # Limits
+//
+// Revocation is what the lists on disk say: no OCSP server is asked, as a gateway must let its devices in without a line. A list
+// that has expired is used and warned of. A connection that is open is judged again for revocation only; the other rules hold
+// from the next handshake on.
+//
+// Start reading at Server.
 package certs
 
 import (

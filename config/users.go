@@ -1,6 +1,9 @@
 package config
 
 import (
+	"crypto/sha256"
+	"encoding/base64"
+	"errors"
 	"fmt"
 	"os"
 	"strconv"
@@ -11,11 +14,12 @@ import (
 // AnonymousUser is how a rule names clients without a user name.
 const AnonymousUser = "anonymous"
 
-// User is one line of the users file: NAME = "HASH".
+// User is one line of the users file: NAME = "HASH", or NAME = { bcrypt = "HASH", scram = "VERIFIER" }.
 type User struct {
-	Name string
-	Hash string // bcrypt
-	At   Place
+	Name  string
+	Hash  string // bcrypt
+	SCRAM string // verifier for SCRAM-SHA-256; empty: none, the user cannot log in by that
+	At    Place
 }
 
 // LoadUsers reads a users file, whose lines are in the order of the file. An error is of type Problems.
@@ -34,19 +38,96 @@ func ParseUsers(name string, data []byte) ([]User, error) {
 	var users []User
 	for _, user := range root.names {
 		n := root.fields[user]
-		switch err := ValidUser(user); {
-		case err != nil:
+		if err := ValidUser(user); err != nil {
 			r.add(Error, n.key, join("", user), "%s", err)
-		case n.kind != stringKind || !isHash(n.text):
-			r.add(Error, n.at, join("", user), "must be a bcrypt hash as `tidegate passwd` writes it, of cost %d to %d", minHashCost, maxHashCost)
-		default:
-			users = append(users, User{user, n.text, n.key})
+			continue
+		}
+		if u, ok := r.user(user, n); ok {
+			users = append(users, u)
 		}
 	}
 	if r.problems.Wrong() {
 		return nil, r.problems.sorted([]string{name})
 	}
 	return users, nil
+}
+
+// user reads what stands behind a name.
+func (r *reporter) user(name string, n *node) (u User, ok bool) {
+	u, ok = User{Name: name, At: n.key}, true
+	fields := map[string]*node{"bcrypt": n}
+	if n.kind == tableKind {
+		fields = n.fields
+	}
+	for key, f := range fields {
+		switch {
+		case key == "bcrypt" && f.kind == stringKind && isHash(f.text):
+			u.Hash = f.text
+		case key == "scram" && f.kind == stringKind && isVerifier(f.text):
+			u.SCRAM = f.text
+		case key == "bcrypt":
+			r.add(Error, f.at, join("", name), "must be a bcrypt hash as `tidegate passwd` writes it, of cost %d to %d", minHashCost, maxHashCost)
+			ok = false
+		case key == "scram":
+			r.add(Error, f.at, join("", name), "scram must be a verifier as `tidegate passwd --scram` writes it, SCRAM-SHA-256$ITERATIONS:SALT$KEY:KEY")
+			ok = false
+		default:
+			r.add(Error, f.key, join("", name), "unknown key %q, known here are bcrypt and scram", key)
+			ok = false
+		}
+	}
+	if ok && u.Hash == "" {
+		r.add(Error, n.at, join("", name), "has no bcrypt hash")
+		ok = false
+	}
+	return u, ok
+}
+
+// Verifier is what a server has to know of a password for SCRAM-SHA-256 (RFC 5802, 3): not the password, and nothing that
+// would do to log in with.
+type Verifier struct {
+	Iterations           int
+	Salt                 []byte
+	StoredKey, ServerKey []byte // 32 bytes each
+}
+
+// Bounds of the iterations of a verifier: fewer than RFC 7677 asks for protect little, more keep small devices busy for minutes.
+const (
+	minIterations = 4096
+	maxIterations = 1_000_000
+)
+
+// String writes a verifier as the users file keeps it, which is the form that PostgreSQL uses.
+func (v Verifier) String() string {
+	b := base64.StdEncoding.EncodeToString
+	return fmt.Sprintf("SCRAM-SHA-256$%d:%s$%s:%s", v.Iterations, b(v.Salt), b(v.StoredKey), b(v.ServerKey))
+}
+
+// ParseVerifier reads what String writes.
+func ParseVerifier(text string) (Verifier, bool) {
+	rest, ok := strings.CutPrefix(text, "SCRAM-SHA-256$")
+	factors, keys, ok2 := strings.Cut(rest, "$")
+	iterations, salt, ok3 := strings.Cut(factors, ":")
+	stored, server, ok4 := strings.Cut(keys, ":")
+	if !ok || !ok2 || !ok3 || !ok4 {
+		return Verifier{}, false
+	}
+	n, err := strconv.Atoi(iterations)
+	v := Verifier{Iterations: n}
+	for _, f := range []struct {
+		text string
+		to   *[]byte
+	}{{salt, &v.Salt}, {stored, &v.StoredKey}, {server, &v.ServerKey}} {
+		b, e := base64.StdEncoding.DecodeString(f.text)
+		*f.to, err = b, errors.Join(err, e)
+	}
+	good := err == nil && n >= minIterations && n <= maxIterations && len(v.Salt) >= 8 && len(v.StoredKey) == sha256.Size && len(v.ServerKey) == sha256.Size
+	return v, good
+}
+
+func isVerifier(text string) bool {
+	_, ok := ParseVerifier(text)
+	return ok
 }
 
 // Bounds of the cost of a hash, of which each is twice as long as the one before. Beyond them it protects nothing, or a login

@@ -2,6 +2,7 @@ package config
 
 import (
 	"path/filepath"
+	"strings"
 	"testing"
 )
 
@@ -80,6 +81,40 @@ func TestMatchUser(t *testing.T) {
 	} {
 		if got := MatchUser(c.pattern, c.name); got != c.want {
 			t.Errorf("MatchUser(%q, %q) = %t", c.pattern, c.name, got)
+		}
+	}
+}
+
+// TestUsersWithVerifiers: the longer form of a line, and what is wrong with others.
+func TestUsersWithVerifiers(t *testing.T) {
+	const hash = "$2a$10$abcdefghijklmnopqrstuuABCDEFGHIJKLMNOPQRSTUVWXYZ01234"
+	v := Verifier{Iterations: 4096, Salt: []byte("salt salt"), StoredKey: make([]byte, 32), ServerKey: make([]byte, 32)}
+	good := v.String()
+	if got, ok := ParseVerifier(good); !ok || got.String() != good {
+		t.Errorf("%s became %+v", good, got)
+	}
+	users, err := ParseUsers("u", []byte("ann = { bcrypt = '"+hash+"', scram = '"+good+"' }\nbob = '"+hash+"'\n"))
+	if err != nil || len(users) != 2 || users[0].SCRAM != good || users[0].Hash != hash || users[1].SCRAM != "" {
+		t.Errorf("%+v, %v", users, err)
+	}
+	for line, want := range map[string]string{
+		"ann = { scram = '" + good + "' }":               "u:1:7: ann: has no bcrypt hash",
+		"ann = { bcrypt = '" + hash + "', scram = 'x' }": "u:1:90: ann: scram must be a verifier as `tidegate passwd --scram` writes it, SCRAM-SHA-256$ITERATIONS:SALT$KEY:KEY",
+		"ann = { bcrypt = '" + hash + "', sha = 'x' }":   "u:1:82: ann: unknown key \"sha\", known here are bcrypt and scram",
+		"ann = { bcrypt = 'x' }":                         "u:1:18: ann: must be a bcrypt hash as `tidegate passwd` writes it, of cost 4 to 14",
+		"ann = 3":                                        "u:1:7: ann: must be a bcrypt hash as `tidegate passwd` writes it, of cost 4 to 14",
+	} {
+		if _, err := ParseUsers("u", []byte(line)); err == nil || err.Error() != want {
+			t.Errorf("%s\n got %v\nwant %s", line, err, want)
+		}
+	}
+	for _, bad := range []string{
+		"", "SCRAM-SHA-1" + good[len("SCRAM-SHA-256"):], strings.Replace(good, "4096", "4095", 1), strings.Replace(good, "4096", "9999999", 1),
+		strings.Replace(good, "4096", "x", 1), good[:len(good)-4], good + "A", strings.ReplaceAll(good, ":", ";"),
+		(Verifier{4096, []byte("short"), v.StoredKey, v.ServerKey}).String(), (Verifier{4096, v.Salt, nil, v.ServerKey}).String(),
+	} {
+		if got, ok := ParseVerifier(bad); ok {
+			t.Errorf("%q was taken: %+v", bad, got)
 		}
 	}
 }

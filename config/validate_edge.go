@@ -115,6 +115,11 @@ func (v *validator) auth() {
 		admitted = admitted || *l.Anonymous || l.ClientAuth == ClientAuthOptional || l.ClientAuth == ClientAuthRequire
 	}
 	users := v.users()
+	for _, l := range v.c.Listeners {
+		if l.ClientAuth == ClientAuthOptional || l.ClientAuth == ClientAuthRequire {
+			users = nil // certificates have names that no file lists
+		}
+	}
 	if a.UsersFile == "" && !v.given("auth.users_file") && !admitted && len(v.c.Listeners) > 0 {
 		v.nobody(explicit)
 	}

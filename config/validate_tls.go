@@ -1,8 +1,10 @@
 package config
 
 import (
+	"crypto/tls"
 	"crypto/x509"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 )
@@ -87,6 +89,16 @@ func (v *validator) serverCertificate(key, cert, private string) {
 		v.need(key+".key", "TLS needs the key that belongs to the certificate")
 	}
 	v.certificate(key, cert, private)
+	pair, err := tls.LoadX509KeyPair(cert, private)
+	if err != nil {
+		return // said already
+	}
+	switch leaf := pair.Leaf; {
+	case len(leaf.DNSNames)+len(leaf.IPAddresses) == 0:
+		v.warn(key+".cert", "%s names no host among its subject alternative names: most clients will not believe it", cert)
+	case len(leaf.ExtKeyUsage) > 0 && !slices.Contains(leaf.ExtKeyUsage, x509.ExtKeyUsageServerAuth) && !slices.Contains(leaf.ExtKeyUsage, x509.ExtKeyUsageAny):
+		v.warn(key+".cert", "%s is not meant for a server: most clients will not believe it", cert)
+	}
 }
 
 // clientAuth fills in and checks client_auth, and what is said about certificates of clients without asking for one.
@@ -98,7 +110,7 @@ func (v *validator) clientAuth(key string, l *Listener) {
 			l.ClientAuth = ClientAuthRequire
 		}
 	}
-	switch asks := l.ClientAuth != ClientAuthNone; {
+	switch asks := l.ClientAuth == ClientAuthOptional || l.ClientAuth == ClientAuthRequire; {
 	case asks && !hasCA:
 		v.wrong(key+".client_auth", "needs the authorities of the clients' certificates: set client_ca")
 	case !asks && hasCA:

@@ -58,6 +58,8 @@ type Options struct {
 	Audit *slog.Logger
 	// Store keeps sessions and retained messages over a restart; nil means in memory.
 	Store *session.Store
+	// ConnectTimeout is how long TLS, WebSocket and CONNECT together may take. 0 means 10 s.
+	ConnectTimeout time.Duration
 	// Shutdown is how long Run may take to end after its context did. 0 means 5 s.
 	Shutdown time.Duration
 	Log      *slog.Logger

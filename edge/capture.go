@@ -131,7 +131,7 @@ func (p *peer) mayPublish(topic string) bool {
 
 // take checks m, which came with the packet identifier id, hands it to Ingest and gives it to subscribers.
 func (p *peer) take(m *message.Message, id uint16) (message.Ticket, error) {
-	if err := message.ValidName(m.Topic); err != nil {
+	if err := validName(m.Topic); err != nil {
 		return message.Ticket{}, err
 	}
 	if !p.mayPublish(m.Topic) {
@@ -201,7 +201,12 @@ func (b *Broker) ingest(m *message.Message, with session.Riders) (message.Ticket
 func (p *peer) refuse(m *message.Message, id uint16, err error) {
 	r := refusalOf(err)
 	p.b.metrics.refuse(message.MQTT, r.label)
-	p.b.refusals.log(p.b.log, "message refused", r.label, p.client, "client", p.client, "user", p.identity.User, "topic", m.Topic, "error", err)
+	args := []any{"client", p.client, "user", p.identity.User, "topic", m.Topic, "error", err}
+	if errors.Is(err, message.ErrNotAllowed) {
+		p.b.audit.refused(&p.b.refusals, "message refused", r.label, p.client, args...)
+	} else {
+		p.b.refusals.log(p.b.log, "message refused", r.label, p.client, args...)
+	}
 	switch {
 	case r.fatal:
 		p.disconnect(r.code)

@@ -44,6 +44,7 @@ type peer struct {
 	present  bool            // the session was there before
 	life     context.Context // ends with the connection or the gateway's stop; see patience
 	aliases  map[uint16]string
+	again    *access.Exchange // of a client that authenticates again; nil: none is going on
 
 	orderly bool          // the client said goodbye: no will
 	forced  bool          // we closed the connection for a reason of our own
@@ -65,7 +66,8 @@ type connectInfo struct {
 	noID      bool
 	user      string
 	password  []byte
-	method    string
+	method    string // of the enhanced authentication; empty: none
+	data      []byte // its first message from the client, then the last one to it
 }
 
 // WaitWritable waits until the peer has taken most of what was written.
@@ -138,7 +140,7 @@ func (p *peer) readConnect(pk packets.Packet) (packets.Packet, error) {
 		receive: pk.Properties.ReceiveMaximum, aliases: pk.Properties.TopicAliasMaximum,
 		maxPacket: pk.Properties.MaximumPacketSize, method: pk.Properties.AuthenticationMethod,
 		noID: c.ClientIdentifier == "", user: string(c.Username), password: c.Password,
-		expiry: pk.Properties.SessionExpiryInterval,
+		expiry: pk.Properties.SessionExpiryInterval, data: pk.Properties.AuthenticationData,
 	}
 	if pk.ProtocolVersion == 4 && !c.Clean {
 		p.connect.expiry = math.MaxUint32
@@ -169,8 +171,8 @@ func (p *peer) admit() byte {
 		return codeShuttingDown
 	case c.noID && c.version == 4 && !c.clean:
 		return codeIdentifier // [MQTT-3.1.3-8]
-	case c.method != "":
-		return codeBadAuthMethod
+	case c.method != "" && c.method != methodSCRAM:
+		return codeBadAuthMethod // [MQTT-4.12.0-1]
 	}
 	id, how, no := p.login()
 	c.password = nil
@@ -342,6 +344,10 @@ func (p *peer) completeConnack(pk *packets.Packet) {
 	pk.SessionPresent = p.present // [MQTT-3.2.2-2]
 	if p.connect.version < 5 {
 		return
+	}
+	if p.connect.method != "" {
+		pk.Properties.AuthenticationMethod, pk.Properties.AuthenticationData = p.connect.method, p.connect.data // [MQTT-4.12.0-5]
+		p.connect.data = nil
 	}
 	pk.Properties.TopicAliasMaximum = aliasMaximum
 	pk.Properties.MaximumPacketSize = uint32(p.b.o.Broker.MaxPacket)

@@ -72,7 +72,9 @@ func (h *hooks) OnPacketRead(cl *mqtt.Client, pk packets.Packet) (packets.Packet
 		return p.readDisconnect(pk), nil
 	case packets.Pingreq:
 		return pk, nil
-	default: // AUTH without an authentication method, or a packet that only a server sends
+	case packets.Auth:
+		p.readAuth(&pk)
+	default: // a packet that only a server sends
 		p.disconnect(codeProtocolError)
 	}
 	return inert(), nil

@@ -49,7 +49,7 @@ func (b *Broker) bind(name string, c config.Listener) error {
 		required: c.ClientAuth == config.ClientAuthRequire,
 	}
 	o := gate.ListenerOptions{
-		Conn:     gate.Options{MaxPacket: int(b.o.Broker.MaxPacket)},
+		Conn:     gate.Options{MaxPacket: int(b.o.Broker.MaxPacket), ConnectTimeout: b.o.ConnectTimeout},
 		Limits:   b.limits,
 		OnRefuse: func(from net.Addr, why gate.Reason) { b.turnedAway(name, from, why) },
 		Logger:   b.log.With("listener", name),

@@ -25,19 +25,33 @@ type refusedLogin struct {
 }
 
 // login finds out who the client is. With a certificate it is the user that this stands for, whatever the password: the
-// certificate was proved in the handshake, and a user name in the CONNECT must be the same one. Everybody else logs in with name
-// and password, or without a name where the listener admits that.
+// certificate was proved in the handshake, and a user name in the CONNECT must be the same one. Everybody else logs in by the
+// enhanced authentication, with name and password, or without a name where the listener admits that.
 func (p *peer) login() (access.Identity, string, *refusedLogin) {
+	name, how := p.connect.user, byPassword
+	if p.connect.method != "" {
+		user, no := p.exchange()
+		if no != nil {
+			return access.Identity{}, "", no
+		}
+		if name != "" && name != user {
+			return access.Identity{}, "", &refusedLogin{codeBadLogin, "credentials", fmt.Errorf("logged in as %q, and CONNECT has another user name", user)}
+		}
+		name, how = user, byMethod
+	}
 	if cs, ok := p.ConnectionState(); ok && p.listener.certs != nil {
 		user, err := p.certified(cs)
 		switch {
 		case err != nil:
 			return access.Identity{}, "", &refusedLogin{codeNotAuthorized, "certificate", err}
-		case user != "" && p.connect.user != "" && p.connect.user != user:
+		case user != "" && name != "" && name != user:
 			return access.Identity{}, "", &refusedLogin{codeBadLogin, "certificate", fmt.Errorf("the certificate is that of %q", user)}
 		case user != "":
 			return access.Identity{User: user, Client: p.client}, byCertificate, nil
 		}
+	}
+	if how == byMethod {
+		return access.Identity{User: name, Client: p.client}, how, nil
 	}
 	id, err := p.b.o.ACL.Authenticate(access.Login{
 		User: p.connect.user, Password: p.connect.password, Client: p.client,
@@ -53,7 +67,7 @@ func (p *peer) login() (access.Identity, string, *refusedLogin) {
 	case id.User == "":
 		return id, byNobody, nil
 	}
-	return id, byPassword, nil
+	return id, how, nil
 }
 
 // certified returns the user of the client's certificate; empty when it showed none and need not. A list may have revoked the

@@ -28,7 +28,7 @@ func (b *Broker) Publish(m message.Message) (message.Ticket, error) {
 func (b *Broker) Refused(p message.Protocol, err error) { b.metrics.refuse(p, refusalOf(err).label) }
 
 func (b *Broker) takeFrom(m *message.Message) (message.Ticket, error) {
-	if err := message.ValidName(m.Topic); err != nil {
+	if err := validName(m.Topic); err != nil {
 		return message.Ticket{}, err
 	}
 	allowed := m.Source.Protocol == message.Self || !message.Reserved(m.Topic)
@@ -47,7 +47,7 @@ func (b *Broker) takeFrom(m *message.Message) (message.Ticket, error) {
 // its topic; message.ErrBusy that a handler's queue was full or the disk could not take it: others may have got it. It waits
 // for the disk.
 func (b *Broker) Deliver(ctx context.Context, m message.Message) error {
-	if err := message.ValidName(m.Topic); err != nil {
+	if err := validName(m.Topic); err != nil {
 		return err
 	}
 	stamp(&m)
@@ -70,7 +70,7 @@ func (b *Broker) Deliver(ctx context.Context, m message.Message) error {
 // cancel or with Run. What h returns as an error is logged: the message was the handler's. Up to 1024 messages wait for h;
 // more are dropped and counted.
 func (b *Broker) Subscribe(filter string, h message.Handler) (cancel func(), err error) {
-	if err := message.ValidFilter(filter); err != nil {
+	if err := validFilter(filter); err != nil {
 		return nil, fmt.Errorf("edge: subscribe: %w", err)
 	}
 	b.mu.Lock()

@@ -29,6 +29,7 @@ type rawOptions struct {
 	Mod        func(*packets.Packet)
 	RcvBuf     int
 	TLS        *tls.Config // nil: plain
+	WebSocket  bool
 }
 
 // rawClient is one connection. Recv is for one goroutine, sending for any number.
@@ -56,6 +57,11 @@ func rawDial(addr string, o rawOptions) (*rawClient, error) {
 	if o.TLS != nil {
 		c = tls.Client(c, o.TLS)
 	}
+	if o.WebSocket {
+		if c, err = overWebSocket(c, addr); err != nil {
+			return nil, err
+		}
+	}
 	cl := &rawClient{Conn: c, R: bufio.NewReaderSize(c, 64<<10), V: o.V}
 	pk := packets.Packet{
 		FixedHeader: packets.FixedHeader{Type: packets.Connect}, ProtocolVersion: o.V,
@@ -80,10 +86,10 @@ func rawDial(addr string, o rawOptions) (*rawClient, error) {
 	if err != nil {
 		return nil, err
 	}
-	if ack.FixedHeader.Type != packets.Connack {
-		return nil, fmt.Errorf("not a connack: %v", ack.FixedHeader.Type)
-	}
 	cl.Connack = ack
+	if ack.FixedHeader.Type != packets.Connack {
+		return cl, fmt.Errorf("not a connack: %v", ack.FixedHeader.Type)
+	}
 	if ack.ReasonCode != 0 {
 		return cl, fmt.Errorf("connack %#x", ack.ReasonCode)
 	}
@@ -128,6 +134,8 @@ func rawEncode(pk *packets.Packet, b *bytes.Buffer) error {
 	case packets.Unsubscribe:
 		pk.FixedHeader.Qos = 1
 		return pk.UnsubscribeEncode(b)
+	case packets.Auth:
+		return pk.AuthEncode(b)
 	case packets.Pingreq:
 		return pk.PingreqEncode(b)
 	case packets.Disconnect:
@@ -185,6 +193,8 @@ func (c *rawClient) next(d time.Duration) (packets.Packet, error) {
 		err = pk.SubackDecode(body)
 	case packets.Unsuback:
 		err = pk.UnsubackDecode(body)
+	case packets.Auth:
+		err = pk.AuthDecode(body)
 	case packets.Disconnect:
 		err = pk.DisconnectDecode(body)
 	}

@@ -12,6 +12,8 @@ import (
 const (
 	codeSuccess          = 0x00
 	codeNoSubscription   = 0x11
+	codeContinue         = 0x18 // of an AUTH: the exchange goes on
+	codeReauthenticate   = 0x19 // of an AUTH: a new exchange
 	codeUnspecified      = 0x80
 	codeMalformed        = 0x81
 	codeProtocolError    = 0x82

@@ -47,11 +47,11 @@ func (p *peer) readSubscribe(pk *packets.Packet) {
 
 // maySubscribe returns the reason code for a filter; success where it is allowed.
 func (p *peer) maySubscribe(filter string) byte {
-	if message.ValidFilter(filter) != nil {
+	if validFilter(filter) != nil {
 		return codeFilterInvalid
 	}
 	if !p.b.o.ACL.Allow(p.identity, access.Subscribe, filter) {
-		p.b.refusals.log(p.b.log, "subscription refused", "not_allowed", p.client, "client", p.client, "user", p.identity.User, "filter", filter)
+		p.b.audit.refused(&p.b.refusals, "subscription refused", "not_allowed", p.client, "client", p.client, "user", p.identity.User, "filter", filter)
 		return p.b.notAuthorized()
 	}
 	return codeSuccess

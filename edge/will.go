@@ -66,7 +66,7 @@ func readWill(pk *packets.Packet) (*will, byte) {
 	if c.WillQos > 2 { // [MQTT-3.1.2-12]
 		return nil, codeProtocolError
 	}
-	if message.ValidName(c.WillTopic) != nil {
+	if validName(c.WillTopic) != nil {
 		return nil, codeTopicInvalid
 	}
 	w := &will{

@@ -60,6 +60,11 @@ func loginNote(c *config.Config, user string) string {
 		}
 		return "no listener admits anonymous clients"
 	}
+	for _, l := range c.Listeners {
+		if l.ClientAuth == config.ClientAuthOptional || l.ClientAuth == config.ClientAuthRequire {
+			return "" // a certificate can have any name
+		}
+	}
 	users, err := config.LoadUsers(c.Auth.UsersFile)
 	if c.Auth.UsersFile == "" || err != nil {
 		return "there is no users file, so nobody can log in by a name"

@@ -21,6 +21,13 @@ func TestPasswd(t *testing.T) {
 	if got, want := runCommand(cmdPasswd, "new word", "--config", path, "press-1"), (ran{0, "changed the password of press-1 in " + users + "\n", ""}); got != want {
 		t.Fatalf("%+v, want %+v", got, want)
 	}
+	if got := runCommand(cmdPasswd, "other word", "--scram", "press-2", "--config", path); got.code != 0 {
+		t.Fatalf("%+v", got)
+	}
+	list, err := config.LoadUsers(users)
+	if err != nil || len(list) != 2 || list[0].SCRAM != "" || list[1].SCRAM == "" {
+		t.Errorf("%+v, %v", list, err)
+	}
 	c, err := config.Load(path)
 	if err != nil {
 		t.Fatal(err)

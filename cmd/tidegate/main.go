@@ -40,6 +40,7 @@ func commands() []command {
 		{"verify", "what of the gateways' messages is missing at the cloud", cmdVerify},
 		{"passwd", "add or change a user", cmdPasswd},
 		{"auth", "which rule decides", cmdAuth},
+		{"cert", "a private authority, certificates for the gateway and its devices", cmdCert},
 		{"version", "what this binary is", cmdVersion},
 	}
 }
@@ -75,7 +76,7 @@ func dispatch(args []string, std stdio) int {
 // later lists the commands that other versions have, or are to have.
 func later() []string {
 	return []string{
-		"bench", "cert", "coap", "completion", "doctor", "learn", "ledger", "reload", "replay", "test",
+		"bench", "coap", "completion", "doctor", "learn", "ledger", "reload", "replay", "test",
 		"top", "why",
 	}
 }

@@ -20,7 +20,7 @@ func TestDispatch(t *testing.T) {
 		{"misspelt", "verson", exitUsage, "", `unknown command "verson"; did you mean "version"`},
 		{"misspelt by two letters", "statsu", exitUsage, "", `did you mean "status"`},
 		{"not in this version", "replay", exitUsage, "", "replay is not in this version"},
-		{"not in this version", "cert init", exitUsage, "", "cert is not in this version"},
+		{"not in this version", "learn x", exitUsage, "", "learn is not in this version"},
 		{"version", "version", exitOK, "tidegate ", ""},
 		{"version as a flag", "--version", exitOK, "tidegate ", ""},
 		{"version with an argument", "version 1", exitUsage, "", "unexpected argument"},

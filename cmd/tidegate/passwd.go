@@ -17,8 +17,9 @@ import (
 // cmdPasswd is `tidegate passwd USER`: it adds a user to the users_file of the configuration, or changes the password. The
 // password comes from the terminal, typed twice without being shown, or else from the first line of standard input.
 func cmdPasswd(args []string, std stdio) int {
-	fs := std.flagSet("passwd", "USER [--config FILE]")
+	fs := std.flagSet("passwd", "USER [--scram] [--config FILE]")
 	file := fs.String("config", "", "configuration `FILE`")
+	scram := fs.Bool("scram", false, "prepare the password for SCRAM-SHA-256 too, by which a device proves it without sending it")
 	rest, code, done := std.parseAround(fs, args)
 	if done {
 		return code
@@ -38,7 +39,11 @@ func cmdPasswd(args []string, std stdio) int {
 	if err != nil {
 		return std.fail(exitFailed, "read the password: %v", err)
 	}
-	added, err := access.SetPassword(path, user, password)
+	var also []access.Method
+	if *scram {
+		also = append(also, access.SCRAM)
+	}
+	added, err := access.SetPassword(path, user, password, also...)
 	if err != nil {
 		return std.fail(exitFailed, "%v", err)
 	}

@@ -48,6 +48,7 @@ func run(std stdio, c *config.Config, s seams) int {
 	for _, w := range c.Warnings {
 		log.Warn("configuration", "problem", w.String())
 	}
+	warnOfFewFiles(c, log)
 	g, err := build(ctx, c, log, s)
 	if err != nil && ctx.Err() != nil {
 		return exitOK // it was told to stop while it waited, and had taken nothing in
@@ -107,7 +108,7 @@ func (g *gateway) run(ctx context.Context, hurry <-chan struct{}) error {
 	}
 	parts = append(parts,
 		part{"memory", keepSmall, adminPatience},
-		part{"files", func(ctx context.Context) error { return watched{g.users, g.broker}.watch(ctx, g.log) }, adminPatience},
+		part{"files", func(ctx context.Context) error { return watched{g.users, g.certificates()}.watch(ctx, g.log) }, adminPatience},
 		part{"forwarder", func(ctx context.Context) error { return g.forwarder.Run(ctx, g.broker.Deliver) }, forwarderPatience},
 		part{"edge", g.broker.Run, edgePatience},
 	)

@@ -23,7 +23,22 @@ func (g *gateway) Ready() error {
 }
 
 // Warnings are what somebody has to look at though the gateway works.
-func (g *gateway) Warnings() []string { return g.broker.CertificateWarnings(time.Now()) }
+func (g *gateway) Warnings() []string {
+	var list []string
+	for _, c := range g.certificates() {
+		list = append(list, c.CertificateWarnings(time.Now())...)
+	}
+	return list
+}
+
+// certificates are those of all who listen with TLS.
+func (g *gateway) certificates() []certificates {
+	all := []certificates{g.broker}
+	if g.admin != nil {
+		all = append(all, g.admin)
+	}
+	return all
+}
 
 // Status is what `tidegate status` shows.
 func (g *gateway) Status() admin.Status {

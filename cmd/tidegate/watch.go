@@ -15,16 +15,16 @@ type reloader interface {
 	Reload() (changed bool, err error)
 }
 
-// certificates are the files of TLS listeners; *edge.Broker has them.
+// certificates are the files of one who listens with TLS; *edge.Broker and *admin.Server are two.
 type certificates interface {
 	ReloadCertificates() (changed []string, problems []error)
 	CertificateWarnings(now time.Time) []string
 }
 
-// watched are the files that are followed while the gateway runs. Either may be nil.
+// watched are the files that are followed while the gateway runs.
 type watched struct {
 	users reloader
-	certs certificates
+	certs []certificates
 }
 
 // watch reads the users file and the certificates again when they change, until ctx ends. It looks rather than waiting for
@@ -35,43 +35,42 @@ func (w watched) watch(ctx context.Context, log *slog.Logger) error {
 	defer t.Stop()
 	audit := log.With("audit", true)
 	var users, certs, warnings news
-	warnings.tell(w.warnings(time.Now()), func(s string) { log.Warn("certificates", "problem", s) })
 	for {
+		warnings.tell(w.warnings(time.Now()), func(s string) { log.Warn("certificates", "problem", s) })
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-t.C:
 		}
-		if w.users != nil {
-			changed, err := w.users.Reload()
-			again := users.tell(texts(err), func(s string) { log.Warn("reading the users file failed; the users stay as they were", "err", s) })
-			if changed || again {
-				audit.Info("users file read again")
-			}
+		changed, err := w.users.Reload()
+		over := users.tell(texts(err), func(s string) { log.Warn("reading the users file failed; the users stay as they were", "err", s) })
+		if changed || over {
+			audit.Info("users file read again")
 		}
-		if w.certs == nil {
-			continue
+		files, problems := w.reloadCertificates()
+		certs.tell(texts(problems...), func(s string) { log.Warn("reading certificates failed; the earlier ones stay in use", "err", s) })
+		if len(files) > 0 {
+			audit.Info("certificates read again", "files", strings.Join(files, " "))
 		}
-		changed, problems := w.certs.ReloadCertificates()
-		certs.tell(texts(problems...), func(s string) {
-			log.Warn("reading certificates failed; the earlier ones stay in use", "err", s)
-		})
-		if len(changed) > 0 {
-			audit.Info("certificates read again", "files", strings.Join(changed, " "))
-		}
-		warnings.tell(w.warnings(time.Now()), func(s string) { log.Warn("certificates", "problem", s) })
 	}
+}
+
+func (w watched) reloadCertificates() (files []string, problems []error) {
+	for _, c := range w.certs {
+		changed, wrong := c.ReloadCertificates()
+		files, problems = append(files, changed...), append(problems, wrong...)
+	}
+	return files, problems
 }
 
 // warnings are those that are not about a file that could not be read: that is logged as it happens.
 func (w watched) warnings(now time.Time) []string {
-	if w.certs == nil {
-		return nil
-	}
 	var list []string
-	for _, s := range w.certs.CertificateWarnings(now) {
-		if !strings.HasSuffix(s, "in use") {
-			list = append(list, s)
+	for _, c := range w.certs {
+		for _, s := range c.CertificateWarnings(now) {
+			if !strings.HasSuffix(s, "in use") {
+				list = append(list, s)
+			}
 		}
 	}
 	return list

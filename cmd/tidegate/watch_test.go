@@ -74,7 +74,9 @@ func TestWatchCertificates(t *testing.T) {
 		var log syncBuffer
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error)
-		go func() { done <- watched{certs: f}.watch(ctx, slog.New(slog.NewTextHandler(&log, nil))) }()
+		go func() {
+			done <- watched{users: &fakeUsers{changed: []bool{false}, errs: []error{nil}}, certs: []certificates{f}}.watch(ctx, slog.New(slog.NewTextHandler(&log, nil)))
+		}()
 		time.Sleep(8 * watchEvery)
 		cancel()
 		if err := <-done; err != nil {

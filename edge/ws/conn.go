@@ -8,12 +8,14 @@
 package ws
 
 import (
+	"bufio"
 	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -48,7 +50,8 @@ type Conn struct {
 	o       *Options
 	ws      *websocket.Conn // nil: not open; set before the first Read and Write
 	opened  atomic.Bool
-	message io.Reader // what is left of the message that is being read; nil: none
+	in      *bufio.Reader // what the library reads from
+	message io.Reader     // what is left of the message that is being read; nil: none
 
 	// The answer to a ping is written beside the reader, which it must not hold up when the peer takes nothing; one at a time: it
 	// answers a later ping as well (RFC 6455, 5.5.3).
@@ -67,7 +70,7 @@ func (c *Conn) Open() error {
 			return fmt.Errorf("tls handshake: %w", err)
 		}
 	}
-	w, err := upgrade(c.inner, c.o)
+	w, in, err := upgrade(c.inner, c.o)
 	if err != nil {
 		return err
 	}
@@ -83,7 +86,7 @@ func (c *Conn) Open() error {
 		}
 		return nil
 	})
-	c.ws = w
+	c.ws, c.in = w, in
 	c.opened.Store(true)
 	return nil
 }
@@ -94,6 +97,10 @@ func (c *Conn) Read(b []byte) (int, error) {
 	}
 	for {
 		if c.message == nil {
+			// A deadline that passes here is not the library's, which could read nothing more after it.
+			if _, err := c.in.Peek(1); err != nil {
+				return 0, err
+			}
 			kind, r, err := c.ws.NextReader()
 			if err != nil {
 				return 0, ending(err)
@@ -119,10 +126,15 @@ func (c *Conn) Read(b []byte) (int, error) {
 	}
 }
 
-// ending makes a close frame what the end of a stream is elsewhere.
+// ending makes a close frame what the end of a stream is elsewhere, and a deadline that passed, of which the library leaves only
+// the words, that again.
 func ending(err error) error {
-	if errors.As(err, new(*websocket.CloseError)) {
+	var timed net.Error
+	switch {
+	case errors.As(err, new(*websocket.CloseError)):
 		return io.EOF
+	case errors.As(err, &timed) && timed.Timeout():
+		return os.ErrDeadlineExceeded
 	}
 	return err
 }
@@ -133,7 +145,7 @@ func (c *Conn) Write(p []byte) (int, error) {
 		return 0, errNotOpen
 	}
 	if err := c.ws.WriteMessage(websocket.BinaryMessage, p); err != nil {
-		return 0, err
+		return 0, ending(err)
 	}
 	return len(p), nil
 }
@@ -175,7 +187,7 @@ func (c *Conn) SetDeadline(t time.Time) error {
 	return errors.Join(c.SetReadDeadline(t), c.SetWriteDeadline(t))
 }
 
-// SetReadDeadline sets when Read gives up, and Open. A Read that gave up cannot be repeated.
+// SetReadDeadline sets when Read gives up, and Open. A Read that gave up within a message cannot be repeated.
 func (c *Conn) SetReadDeadline(t time.Time) error { return c.inner.SetReadDeadline(t) }
 
 // SetWriteDeadline sets when the next Writes give up.

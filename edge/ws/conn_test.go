@@ -316,6 +316,44 @@ func TestPingFlood(t *testing.T) {
 	<-end
 }
 
+// TestDeadlines: one that passes is an error that says so, in either direction.
+func TestDeadlines(t *testing.T) {
+	end, gaveUp := make(chan struct{}), make(chan struct{})
+	addr := serve(t, Options{Path: "/mqtt"}, func(c *Conn, err error) {
+		defer close(end)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		_ = c.SetReadDeadline(time.Now().Add(10 * time.Millisecond))
+		if _, err := c.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("read: %v", err)
+		}
+		close(gaveUp)
+		_ = c.SetReadDeadline(time.Now().Add(30 * time.Second))
+		if _, err := c.Read(make([]byte, 1)); err != nil {
+			t.Errorf("read between messages once more: %v", err)
+		}
+		for err = nil; err == nil; { // until the peer's kernel takes no more
+			_ = c.SetWriteDeadline(time.Now().Add(50 * time.Millisecond))
+			_, err = c.Write(make([]byte, 16<<10))
+		}
+		if !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("write: %v", err)
+		}
+	})
+	w, _, err := dial(addr, "/mqtt", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	<-gaveUp
+	if err := w.WriteMessage(websocket.BinaryMessage, []byte("x")); err != nil {
+		t.Fatal(err)
+	}
+	<-end
+}
+
 func FuzzRequest(f *testing.F) {
 	f.Add([]byte("GET /mqtt HTTP/1.1\r\nHost: h\r\nConnection: upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Protocol: mqtt\r\n" +
 		"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"))

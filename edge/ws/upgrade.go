@@ -19,7 +19,7 @@ import (
 const (
 	// maxRequest bounds the request of a client in bytes, headers included.
 	maxRequest = 8 << 10
-	// Buffers of one connection. Reads go past the first where a message is larger; writes borrow the second.
+	// Buffers of one connection. The library takes over the first, since it is told no size of its own; writes borrow the second.
 	readBuffer  = 2 << 10
 	writeBuffer = 16 << 10
 	// subprotocol is what the client has to ask for [MQTT-6.0.0-3].
@@ -32,33 +32,33 @@ var writeBuffers sync.Pool
 // errRequestTooLong is why reading a request ended.
 var errRequestTooLong = fmt.Errorf("a request of more than %d bytes", maxRequest)
 
-// upgrade reads one request from c and answers it.
-func upgrade(c net.Conn, o *Options) (*websocket.Conn, error) {
+// upgrade reads one request from c and answers it. The reader that it returns is the one that the library reads from.
+func upgrade(c net.Conn, o *Options) (*websocket.Conn, *bufio.Reader, error) {
 	head := &bounded{Reader: c, left: maxRequest}
 	in := bufio.NewReaderSize(head, readBuffer)
 	r, err := http.ReadRequest(in)
 	switch {
 	case err != nil && errors.Is(head.err, errRequestTooLong):
-		return nil, refuse(c, http.StatusRequestHeaderFieldsTooLarge, head.err)
+		return nil, nil, refuse(c, http.StatusRequestHeaderFieldsTooLarge, head.err)
 	case err != nil && head.err != nil: // what came before the end is no request, which err would be about
-		return nil, fmt.Errorf("read the request: %w", head.err)
+		return nil, nil, fmt.Errorf("read the request: %w", head.err)
 	case err != nil:
-		return nil, refuse(c, http.StatusBadRequest, err)
+		return nil, nil, refuse(c, http.StatusBadRequest, err)
 	}
 	if status, err := o.look(r); err != nil {
-		return nil, refuse(c, status, err)
+		return nil, nil, refuse(c, status, err)
 	}
 	status, failed := 0, error(nil)
 	u := websocket.Upgrader{
-		ReadBufferSize: readBuffer, WriteBufferSize: writeBuffer, WriteBufferPool: &writeBuffers,
+		WriteBufferSize: writeBuffer, WriteBufferPool: &writeBuffers,
 		Subprotocols: []string{subprotocol}, CheckOrigin: func(*http.Request) bool { return true }, // look has done it
 		Error: func(_ http.ResponseWriter, _ *http.Request, code int, reason error) { status, failed = code, reason },
 	}
 	w, err := u.Upgrade(&hijack{undated{c}, in}, r, nil)
 	if failed != nil {
-		return nil, refuse(c, status, failed)
+		return nil, nil, refuse(c, status, failed)
 	}
-	return w, err
+	return w, in, err
 }
 
 // look reports why the request is not answered by an upgrade, with the status to say so.

@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"tidegate/certs"
 	"tidegate/config"
 )
 
@@ -154,7 +155,23 @@ func sampleFiles(t *testing.T) string {
 	if err != nil {
 		t.Fatal(err)
 	}
+	ca, pair, err := certs.NewAuthority("of the documentation", time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	server, err := ca.Server([]string{"localhost"}, certs.ServerLife, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	crl, err := ca.Revoke(nil, nil, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(filepath.Join(dir, "tls"), 0o700); err != nil {
+		t.Fatal(err)
+	}
 	for name, data := range map[string][]byte{
+		"tls/ca.crt": pair.Cert, "tls/server.crt": server.Cert, "tls/server.key": server.Key, "tls/devices.crl": crl,
 		"gateway.crt":    pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert}),
 		"gateway.key":    pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: private}),
 		"cloud.password": []byte("a password"), "proxy.password": []byte("a password"),

@@ -42,7 +42,9 @@ func runReadme(t *testing.T, script string, replace ...string) string {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
-	t.Cleanup(func() { endByPidFiles(t, filepath.Join(dir, "coap")) })
+	for _, folder := range []string{"coap", "site"} {
+		t.Cleanup(func() { endByPidFiles(t, filepath.Join(dir, folder)) })
+	}
 	if err := os.Symlink(program, filepath.Join(dir, "tidegate")); err != nil {
 		t.Fatal(err)
 	}
@@ -82,6 +84,25 @@ func TestReadmeOPCUA(t *testing.T) {
 	shown := runReadme(t, readmeCommands(t, "An OPC UA server"),
 		"opc.tcp://192.0.2.7:4840", plc.url(), "nsu=http://example.com/press;s=Temperature", "nsu=urn:tidegate:test;s=Temperature")
 	for _, want := range []string{"None", "anonymous", "nsu=urn:tidegate:test;s=Plant", `"v":21.5,`} {
+		if !strings.Contains(shown, want) {
+			t.Errorf("want %q in\n%s", want, shown)
+		}
+	}
+}
+
+// TestGuideListeners does what the guide to listeners says about certificates.
+func TestGuideListeners(t *testing.T) {
+	_, text, ok := strings.Cut(readFile(t, "../../docs/listeners.md"), "\n## Certificates in five minutes")
+	if !ok {
+		t.Fatal("docs/listeners.md has no walk")
+	}
+	text, _, _ = strings.Cut(text, "\n## ")
+	script := ""
+	for _, b := range shellBlock.FindAllStringSubmatch(text, -1) {
+		script += b[1]
+	}
+	shown := runReadme(t, script, "18883", strconv.Itoa(freePort(t)))
+	for _, want := range []string{"by=certificate", "was revoked on", "client_ca   = ", "made site/tls/devices/press-1.crt"} {
 		if !strings.Contains(shown, want) {
 			t.Errorf("want %q in\n%s", want, shown)
 		}
