@@ -103,10 +103,21 @@ func openGuard(log *buffer.Log, name string, forgotten prometheus.Counter) (*gua
 		return true
 	})
 	g.queue.Ack(useless...)
-	g.mu.Lock()
-	defer g.mu.Unlock()
+	if err != nil {
+		return nil, err
+	}
 	g.trim()
-	return g, err
+	g.warmUp()
+	return g, nil
+}
+
+// warmUp appends a record that means nothing, so that the log has begun its new file when the first identity comes. That takes many
+// times as long as a commit, and a command whose identity waits for it would come again after a crash meanwhile.
+func (g *guard) warmUp() {
+	rec := []buffer.Record{{Queue: g.queue, Data: []byte{0}, Lifetime: time.Second}}
+	if pos, err := g.log.Append(rec...); err == nil { // else the disk fails, and the first identity will tell
+		g.log.Notify(pos, func(error) { g.queue.Ack(rec[0].Seq) })
+	}
 }
 
 // openGuard opens the guard of an uplink some of whose commands are guarded.
@@ -196,7 +207,7 @@ func (g *guard) size() int {
 	return len(g.known)
 }
 
-// trim forgets what is too old or too much, the oldest first; mu is held.
+// trim forgets what is too old or too much, the oldest first; mu is held, or nobody else has g yet.
 func (g *guard) trim() {
 	now := time.Since(g.start)
 	var done []buffer.Seq
