@@ -181,7 +181,23 @@ type Buffer struct {
 type Command struct {
 	From string `toml:"from"` // filter at the cloud broker; {gateway} is expanded after loading
 	To   string `toml:"to"`   // template of the local topic
+
+	// ID is where a command has its identity: the name of a user property, or CorrelationData. A command without one can be repeated.
+	ID string `toml:"id"`
+	// RequireID refuses commands without an identity.
+	RequireID bool `toml:"require_id"`
+	// ReplayWindow is how long an identity is remembered; 0 is "off": not at all.
+	ReplayWindow Age `toml:"replay_window"`
+	// Time is the name of the user property that says when a command was made.
+	Time string `toml:"time"`
+	// MaxAge refuses what was made longer ago, or does not say when; 0 is "off".
+	MaxAge Age `toml:"max_age"`
+	// Expire is how long a command that says nothing of it is worth delivering after it came; 0 is "off": without end.
+	Expire Age `toml:"expire"`
 }
+
+// CorrelationData as Command.ID: the correlation data is the identity.
+const CorrelationData = "correlation-data"
 
 // Admin is the surface for metrics, health and administration.
 type Admin struct {

@@ -310,6 +310,7 @@ func (d *decoder) array(n *node, path, shape string, v reflect.Value) {
 		if out.Index(i).Kind() == reflect.Struct {
 			p = indexed(path, i)
 			d.remember(p, item)
+			d.defaults.fill(out.Index(i).Addr().Interface())
 			d.place(out.Index(i), item.key)
 		}
 		d.value(item, p, shape, out.Index(i))

@@ -61,6 +61,8 @@ func (defaults) fill(section any) {
 			MaxMessages: 100, MaxDelay: Duration(time.Second), MaxBytes: 128 << 10, Compress: "zstd",
 			Topic: "tidegate/{gateway}/uplink/{uplink}/batch",
 		}
+	case *Command:
+		*s = Command{ID: "tg-id", ReplayWindow: Age(7 * day), Time: "tg-time"}
 	case *CoAP:
 		*s = CoAP{Listen: []string{"coap://127.0.0.1:5683"}}
 	case *OPCUA:

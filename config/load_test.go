@@ -131,6 +131,9 @@ func TestSample(t *testing.T) {
 	r, u := full.Routes["telemetry"], full.Uplinks["cloud"]
 	defaultRoute.From, defaultRoute.Except, defaultRoute.To = r.From, r.Except, r.To
 	defaultUplink.Servers, defaultUplink.Username, defaultUplink.Password, defaultUplink.Commands = u.Servers, u.Username, u.Password, u.Commands
+	defaultCommand := Command{}
+	defaults{}.fill(&defaultCommand)
+	defaultCommand.From, defaultCommand.To = u.Commands[0].From, u.Commands[0].To
 	defaultOPCUA, o := OPCUA{}, full.OPCUA["press1"]
 	defaults{}.fill(&defaultOPCUA)
 	defaultOPCUA.Endpoint, defaultOPCUA.Username, defaultOPCUA.Password = o.Endpoint, o.Username, o.Password
@@ -143,6 +146,7 @@ func TestSample(t *testing.T) {
 		{full.Broker, c.Broker},
 		{r, defaultRoute},
 		{u, defaultUplink},
+		{u.Commands, []Command{defaultCommand}},
 		{full.CoAP.Listen, []string{"coap://127.0.0.1:5683"}},
 		{o, defaultOPCUA},
 		{full.Admin.Listen, "http://127.0.0.1:8080"},
@@ -403,6 +407,22 @@ func TestAnonymous(t *testing.T) {
 		got, _ := checkText(c.text)
 		if *got.Auth.Anonymous != c.auth || *got.Listeners["a"].Anonymous != c.a || *got.Listeners["b"].Anonymous != c.b {
 			t.Errorf("%s: auth %t, a %t, b %t", c.name, *got.Auth.Anonymous, *got.Listeners["a"].Anonymous, *got.Listeners["b"].Anonymous)
+		}
+	}
+}
+
+// TestCommandDefaults: what stands beside from and to of a command, and what is there when nothing does.
+func TestCommandDefaults(t *testing.T) {
+	for text, want := range map[string]Command{
+		"": {ID: "tg-id", ReplayWindow: Age(7 * day), Time: "tg-time"},
+		"id = 'correlation-data'\nrequire_id = true\nreplay_window = '1h'\ntime = 'made'\nmax_age = '10m'\nexpire = '30s'": {
+			ID: CorrelationData, RequireID: true, ReplayWindow: Age(time.Hour), Time: "made", MaxAge: Age(10 * time.Minute), Expire: Age(30 * time.Second),
+		},
+		"replay_window = 'off'": {ID: "tg-id", Time: "tg-time"},
+	} {
+		want.From, want.To = "a", "b"
+		if c, ps := checkText(commandText + text); len(ps) > 0 || c.Uplinks["cloud"].Commands[0] != want {
+			t.Errorf("%s: %+v, %s", text, c.Uplinks["cloud"].Commands, ps)
 		}
 	}
 }

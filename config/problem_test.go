@@ -26,6 +26,12 @@ func checkText(text string) (*Config, Problems) {
 // uplinkText is an uplink that is fed, so that tests about other things have no warning about it.
 const uplinkText = "[route.all]\nfrom = ['#']\n[uplink.cloud]\nservers = ['mqtt://127.0.0.1']\n"
 
+// The same with a command, over MQTT 5 and 3.1.1.
+const (
+	commandText = uplinkText + "[[uplink.cloud.command]]\nfrom = 'a'\nto = 'b'\n"
+	command311  = uplinkText + "protocol = '3.1.1'\n[[uplink.cloud.command]]\nfrom = 'a'\nto = 'b'\n"
+)
+
 // TestProblems has a case for every kind of problem, with its exact line, column, key and text.
 func TestProblems(t *testing.T) {
 	t.Setenv("CREDENTIALS_DIRECTORY", "")
@@ -165,6 +171,14 @@ func TestProblems(t *testing.T) {
 		{"command to a user", uplinkText + "[[uplink.cloud.command]]\nfrom = 'a'\nto = '{user}'", `7:6: uplink.cloud.command[1].to: unknown name {user}, known here are {gateway} {uplink} {topic} {1} {2} {3} {4} {5} {6} {7} {8} {9} {rest}`},
 		{"command to the gateway's topics", uplinkText + "[[uplink.cloud.command]]\nfrom = 'a'\nto = 'tidegate/x'", `7:6: uplink.cloud.command[1].to: the topics $… and tidegate/# are the gateway's own`},
 		{"overlapping commands", "[gateway]\nid = 'g'\n" + uplinkText + "[[uplink.cloud.command]]\nfrom = 'a/{gateway}/#'\nto = 'x'\n[[uplink.cloud.command]]\nfrom = 'a/+/b'\nto = 'y'", `11:8: uplink.cloud.command[2].from: overlaps "a/g/#" of uplink.cloud.command[1]: a command would be taken twice`},
+		{"command without a name of its identity", commandText + "id = ''\ntime = ''", "8:6: uplink.cloud.command[1].id: names no user property; leave the key out for the default\n9:8: uplink.cloud.command[1].time: names no user property; leave the key out for the default"},
+		{"command with identity and time in one", commandText + "id = 'tg-time'", `8:6: uplink.cloud.command[1].id: identity and time are not in one property: id and time must differ`},
+		{"long window of a command", commandText + "replay_window = '366d'", `8:17: uplink.cloud.command[1].replay_window: must be "off" or from 1s to 365d`},
+		{"short window of a command", commandText + "replay_window = '10ms'", `8:17: uplink.cloud.command[1].replay_window: must be "off" or 1s or more, not "10ms"`},
+		{"identity that is not remembered", commandText + "require_id = true\nreplay_window = 'off'", `8:14: uplink.cloud.command[1].require_id: warning: guards against nothing while replay_window is off: no identity is remembered`},
+		{"identity over 3.1.1", command311 + "require_id = true\nmax_age = '1h'", "9:14: uplink.cloud.command[1].require_id: a command over MQTT 3.1.1 carries no identity, so every one would be refused; use protocol 5\n10:11: uplink.cloud.command[1].max_age: a command over MQTT 3.1.1 does not say when it was made, so every one would be refused; use protocol 5, or expire"},
+		{"window over 3.1.1", command311 + "replay_window = '1h'", `9:17: uplink.cloud.command[1].replay_window: warning: has no effect: commands over MQTT 3.1.1 have no user properties`},
+		{"misspelt key of a command", commandText + "max_ages = '1h'", `8:1: uplink.cloud.command[1].max_ages: unknown key; did you mean "max_age"?`},
 		{"rest of a command without #", uplinkText + "[[uplink.cloud.command]]\nfrom = 'a/+'\nto = 'x/{rest}'", `7:6: uplink.cloud.command[1].to: {rest} stays empty: "a/+" has no #`},
 
 		// addresses

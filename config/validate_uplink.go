@@ -275,6 +275,7 @@ func (v *validator) commands(key, name string, u *Uplink) {
 				v.wrong(k+".to", "the topics $… and tidegate/# are the gateway's own")
 			}
 		}
+		v.identities(k, u.Protocol, c)
 		for j, other := range u.Commands[:i] {
 			if c.From != "" && other.From != "" && overlaps(c.From, other.From) {
 				v.wrong(k+".from", "overlaps %q of %s: a command would be taken twice", other.From, indexed(key+".command", j))

@@ -23,6 +23,8 @@ type commands struct {
 	deliver         message.Handler
 	results         *prometheus.CounterVec
 	log             *slog.Logger
+	guard           *guard    // nil: no rule remembers identities
+	quiet           time.Time // until then nothing is logged of commands that are dropped
 	// settled is when the devices have had time to connect again after the start. Until then a command that nobody
 	// subscribes to waits at the cloud.
 	settled time.Time
@@ -32,9 +34,13 @@ type commands struct {
 // the gateway was away, and hands them over before the devices are back.
 const commandGrace = 10 * time.Second
 
+// refusalPause is the least time between two lines of the log about commands that are dropped: who repeats them may do so often.
+const refusalPause = time.Minute
+
 type commandRule struct {
 	from string
 	to   pipeline.Template
+	stamp
 }
 
 // What became of a command; the values of the metric label "result".
@@ -46,9 +52,14 @@ const (
 	commandExpired   = "expired"
 	commandBusy      = "busy" // not taken now; it will be offered again
 	commandFailed    = "failed"
+
+	commandReplayed     = "replayed"     // its identity is one that was delivered
+	commandRedelivered  = "redelivered"  // likewise, and the cloud broker says that it is a repetition of its own (DUP)
+	commandStale        = "stale"        // made too long ago
+	commandUnidentified = "unidentified" // it lacks the identity, or the time, that its rule demands
 )
 
-func compileCommands(gateway, uplink string, rules []config.Command) ([]commandRule, error) {
+func compileCommands(gateway, uplink, protocol string, rules []config.Command) ([]commandRule, error) {
 	var out []commandRule
 	for i, r := range rules {
 		from := strings.NewReplacer("{gateway}", gateway, "{uplink}", uplink).Replace(r.From)
@@ -63,7 +74,11 @@ func compileCommands(gateway, uplink string, rules []config.Command) ([]commandR
 		if err != nil {
 			return nil, fmt.Errorf("compile command %d of uplink %s: %w", i+1, uplink, err)
 		}
-		out = append(out, commandRule{from, to})
+		s := newStamp(r)
+		if protocol == "3.1.1" {
+			s.id, s.time = "", "" // it has no properties
+		}
+		out = append(out, commandRule{from, to, s})
 	}
 	return out, nil
 }
@@ -76,13 +91,74 @@ func (c *commands) accept(ctx context.Context, m message.Message) error {
 }
 
 func (c *commands) handle(ctx context.Context, m message.Message) (string, error) {
-	if !m.Expires.IsZero() && time.Now().After(m.Expires) {
-		return commandExpired, nil
-	}
-	local, ok, err := c.localTopic(m.Topic)
-	if !ok {
+	rule := c.rule(m.Topic)
+	if rule == nil {
 		return commandUnmapped, nil
 	}
+	if m.Received.IsZero() {
+		m.Received = time.Now()
+	}
+	if m.Expires.IsZero() && rule.expire > 0 {
+		m.Expires = m.Received.Add(rule.expire)
+	}
+	id := rule.identity(&m)
+	if id == "" || rule.window == 0 || c.guard == nil {
+		if result := c.unfit(rule, &m, id); result != "" {
+			return result, nil
+		}
+		return c.handOver(ctx, rule, m)
+	}
+	key := keyOf(m.Topic, id)
+	switch c.guard.look(key) {
+	case seen:
+		return c.repeated(&m), nil
+	case unseen:
+		if result := c.unfit(rule, &m, id); result != "" {
+			return result, nil
+		}
+		if result, err := c.handOver(ctx, rule, m); result != commandDelivered {
+			return result, err
+		}
+	}
+	if err := c.guard.remember(ctx, key, rule.life(&m, time.Now())); err != nil {
+		return commandFailed, err
+	}
+	return commandDelivered, nil
+}
+
+// unfit returns what becomes of a command that is not to be delivered for its age or for want of an identity; empty: it is.
+func (c *commands) unfit(rule *commandRule, m *message.Message, id string) string {
+	now := time.Now()
+	if !m.Expires.IsZero() && now.After(m.Expires) {
+		return commandExpired
+	}
+	result := rule.refuses(m, id, now)
+	if result != "" {
+		c.dropped(result, m.Topic)
+	}
+	return result
+}
+
+// repeated says what a command is whose identity is known. It is not delivered, and acknowledged, so that the cloud keeps it no longer.
+func (c *commands) repeated(m *message.Message) string {
+	if m.Dup {
+		return commandRedelivered
+	}
+	c.dropped(commandReplayed, m.Topic)
+	return commandReplayed
+}
+
+// dropped logs that a command is not delivered, at most once in refusalPause; all of them are counted.
+func (c *commands) dropped(result, topic string) {
+	if now := time.Now(); now.After(c.quiet) {
+		c.quiet = now.Add(refusalPause)
+		c.log.Warn("a command is not delivered; others within a minute are only counted", "topic", topic, "result", result)
+	}
+}
+
+// handOver maps a command and gives it to the local side.
+func (c *commands) handOver(ctx context.Context, rule *commandRule, m message.Message) (string, error) {
+	local, err := c.localTopic(rule, m.Topic)
 	if err == nil && message.Reserved(local) {
 		err = fmt.Errorf("%w: topic %q belongs to the gateway", message.ErrInvalid, local)
 	}
@@ -90,13 +166,11 @@ func (c *commands) handle(ctx context.Context, m message.Message) (string, error
 		c.log.Warn("a command has no usable local topic", "topic", m.Topic, "err", err)
 		return commandInvalid, nil
 	}
-	m.Topic = local
+	m.Topic, m.Dup = local, false
+	m.Properties = rule.clean(m.Properties)
 	m.Source = message.Source{Protocol: message.Uplink, Client: c.uplink}
 	if m.ID.IsZero() {
 		m.ID = message.NewID()
-	}
-	if m.Received.IsZero() {
-		m.Received = time.Now()
 	}
 	switch err := c.deliver(ctx, m); {
 	case err == nil:
@@ -116,16 +190,20 @@ func (c *commands) handle(ctx context.Context, m message.Message) (string, error
 	}
 }
 
-// localTopic maps a topic of the cloud by the first rule that is about it.
-func (c *commands) localTopic(topic string) (local string, ok bool, err error) {
-	for _, r := range c.rules {
-		if message.Match(r.from, topic) {
-			local, err = r.to.Expand(pipeline.Values{
-				Gateway: c.gateway, Uplink: c.uplink, Topic: topic, Rest: pipeline.Rest(r.from, topic),
-				Source: message.Source{Protocol: message.Uplink, Client: c.uplink},
-			})
-			return local, true, err
+// rule returns the first rule that is about a topic of the cloud; nil: none is.
+func (c *commands) rule(topic string) *commandRule {
+	for i := range c.rules {
+		if message.Match(c.rules[i].from, topic) {
+			return &c.rules[i]
 		}
 	}
-	return "", false, nil
+	return nil
+}
+
+// localTopic maps a topic of the cloud.
+func (c *commands) localTopic(r *commandRule, topic string) (string, error) {
+	return r.to.Expand(pipeline.Values{
+		Gateway: c.gateway, Uplink: c.uplink, Topic: topic, Rest: pipeline.Rest(r.from, topic),
+		Source: message.Source{Protocol: message.Uplink, Client: c.uplink},
+	})
 }

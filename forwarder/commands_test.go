@@ -17,7 +17,7 @@ import (
 )
 
 func TestCommands(t *testing.T) {
-	rules, err := compileCommands("gw", "cloud", []config.Command{
+	rules, err := compileCommands("gw", "cloud", "5", []config.Command{
 		{From: "cmd/{gateway}/#", To: "cmd/{rest}"},
 		{From: "move/+/now", To: "{2}/{gateway}/{uplink}"},
 		{From: "raw/#"},
@@ -127,7 +127,7 @@ func mustTemplate(t *testing.T, text string) pipeline.Template {
 
 func TestCommandErrors(t *testing.T) {
 	for _, c := range []config.Command{{From: "a/#/b", To: "x"}, {From: "a", To: "{what}"}, {From: ""}} {
-		if _, err := compileCommands("gw", "cloud", []config.Command{c}); err == nil {
+		if _, err := compileCommands("gw", "cloud", "5", []config.Command{c}); err == nil {
 			t.Errorf("%+v was taken", c)
 		}
 	}

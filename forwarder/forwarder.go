@@ -60,6 +60,7 @@ type output struct {
 	dead   *deadLetters
 	gaps   *gaps
 	rules  []commandRule
+	guard  *guard // of the rules; nil: none remembers identities
 	drain  *drain
 	ledger *ledger
 }
@@ -167,7 +168,7 @@ func (f *Forwarder) newOutput(index int, name string, c config.Uplink, link Upli
 	}
 	logger := f.logger.With("uplink", name)
 	var err error
-	if o.rules, err = compileCommands(f.gateway, name, c.Commands); err != nil {
+	if o.rules, err = compileCommands(f.gateway, name, c.Protocol, c.Commands); err != nil {
 		return nil, err
 	}
 	policy := buffer.DropOldest
@@ -190,6 +191,9 @@ func (f *Forwarder) newOutput(index int, name string, c config.Uplink, link Upli
 	o.gaps.settle(o.lanes[:])
 	o.dead = &deadLetters{log: f.log, logger: logger, evicted: f.metrics.deadLost.WithLabelValues(name)}
 	if err := o.dead.open(deadName(name)); err != nil {
+		return nil, err
+	}
+	if err := o.openGuard(f.metrics); err != nil {
 		return nil, err
 	}
 	o.drain = &drain{
@@ -232,7 +236,7 @@ func (f *Forwarder) Run(ctx context.Context, deliver message.Handler) error {
 	for _, o := range f.outs {
 		c := &commands{
 			gateway: f.gateway, uplink: o.name, rules: o.rules, deliver: deliver, results: f.metrics.commands,
-			log: f.logger.With("uplink", o.name), settled: settled,
+			log: f.logger.With("uplink", o.name), settled: settled, guard: o.guard,
 		}
 		links.Go(func() error { // ends with connected
 			err := o.uplink.Run(connected, c.accept)

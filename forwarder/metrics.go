@@ -11,6 +11,8 @@ type metrics struct {
 	ingest   prometheus.Histogram
 	uplink   prometheus.Histogram
 	commands *prometheus.CounterVec
+	forgot   *prometheus.CounterVec
+	reg      prometheus.Registerer
 	paused   *prometheus.CounterVec
 	gapsLost *prometheus.CounterVec
 	deadLost *prometheus.CounterVec
@@ -27,6 +29,7 @@ func newMetrics(reg prometheus.Registerer, l *ledger) (*metrics, error) {
 	}
 	f := promauto.With(reg)
 	return &metrics{
+		reg: reg,
 		ingest: f.NewHistogram(prometheus.HistogramOpts{
 			Name: "tidegate_ingest_seconds", Help: "From arrival of a message to its record being durable.",
 			Buckets: prometheus.ExponentialBuckets(0.00025, 2, 16), // 0.25 ms to 8 s
@@ -38,6 +41,9 @@ func newMetrics(reg prometheus.Registerer, l *ledger) (*metrics, error) {
 		commands: f.NewCounterVec(prometheus.CounterOpts{
 			Name: "tidegate_commands_total", Help: "Commands from the cloud by what became of them.",
 		}, []string{"uplink", "result"}),
+		forgot: f.NewCounterVec(prometheus.CounterOpts{
+			Name: "tidegate_command_identities_forgotten_total", Help: "Identities of commands forgotten before their time.",
+		}, []string{"uplink"}),
 		paused: f.NewCounterVec(prometheus.CounterOpts{
 			Name: "tidegate_uplink_pauses_total", Help: "How often the cloud's refusal made sending pause.",
 		}, []string{"uplink", "reason"}),
@@ -54,4 +60,12 @@ func newMetrics(reg prometheus.Registerer, l *ledger) (*metrics, error) {
 			Name: "tidegate_dead_letters_evicted_total", Help: "Dead letters that newer ones pushed out.",
 		}, []string{"uplink"}),
 	}, nil
+}
+
+// showIdentities shows how many identities of commands are remembered.
+func (m *metrics) showIdentities(uplink string, g *guard) error {
+	return m.reg.Register(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "tidegate_command_identities", Help: "Identities of commands that are remembered.",
+		ConstLabels: prometheus.Labels{"uplink": uplink},
+	}, func() float64 { return float64(g.size()) }))
 }

@@ -53,6 +53,8 @@ type Message struct {
 	Payload []byte
 	QoS     QoS
 	Retain  bool
+	// Dup says that the peer it came from may have sent it before (the DUP flag of MQTT). It is neither stored nor sent on.
+	Dup bool
 
 	ContentType     string
 	ResponseTopic   string

@@ -94,7 +94,7 @@ func (b *Buffer) Collect(ch chan<- prometheus.Metric) {
 	damaged := map[string]uint64{}
 	for _, q := range l.Queues() {
 		uplink, lane, kind := SplitQueue(q.Name)
-		if kind == Other {
+		if kind == Other || kind == Identities {
 			continue
 		}
 		damaged[uplink] += q.Damaged
@@ -128,6 +128,8 @@ const (
 	Lane
 	// DeadLetters are those of an uplink: dead/NAME.
 	DeadLetters
+	// Identities are those of an uplink's commands that were delivered: commands/NAME.
+	Identities
 )
 
 // SplitQueue reads the name of a queue.
@@ -139,6 +141,9 @@ func SplitQueue(name string) (uplink, lane string, kind Kind) {
 	}
 	if rest, ok := strings.CutPrefix(name, "dead/"); ok && rest != "" {
 		return rest, "", DeadLetters
+	}
+	if rest, ok := strings.CutPrefix(name, "commands/"); ok && rest != "" {
+		return rest, "", Identities
 	}
 	return "", "", Other
 }

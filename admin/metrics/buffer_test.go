@@ -55,7 +55,7 @@ func TestBufferMetrics(t *testing.T) {
 	}
 	defer l.Close()
 	b.Watch(l)
-	for name, n := range map[string]int{"uplink/cloud/normal": 3, "uplink/cloud/urgent": 0, "dead/cloud": 1, "session/x": 5} {
+	for name, n := range map[string]int{"uplink/cloud/normal": 3, "uplink/cloud/urgent": 0, "dead/cloud": 1, "commands/cloud": 2, "session/x": 5} {
 		q, err := l.Queue(name, buffer.QueueOptions{})
 		if err != nil {
 			t.Fatal(err)
@@ -106,6 +106,8 @@ func TestSplitQueue(t *testing.T) {
 	}{
 		"uplink/cloud/normal": {"cloud", "normal", Lane},
 		"dead/cloud":          {"cloud", "", DeadLetters},
+		"commands/cloud":      {"cloud", "", Identities},
+		"commands/":           {"", "", Other},
 		"session/x":           {"", "", Other},
 		"uplink/cloud":        {"", "", Other},
 		"dead/":               {"", "", Other},

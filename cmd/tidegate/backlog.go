@@ -36,17 +36,22 @@ type queueRow struct {
 	Keys map[string]uint64 `json:"keys,omitempty"`
 	// DeadKeys does so for the dead letters of the uplink, on its normal lane.
 	DeadKeys map[string]uint64 `json:"dead_keys,omitempty"`
+	// CommandKeys does so for the identities of its commands, likewise.
+	CommandKeys map[string]uint64 `json:"command_keys,omitempty"`
 	// Configured says that the configuration has the uplink; others were left by an earlier one.
 	Configured bool `json:"configured"`
 }
 
 func listQueues(l *buffer.Log, uplinks map[string]config.Uplink) []queueRow {
 	rows := []queueRow{}
-	dead := map[string]map[string]uint64{}
+	dead, commands := map[string]map[string]uint64{}, map[string]map[string]uint64{}
 	queues := l.Queues()
 	for _, q := range queues {
-		if uplink, _, kind := metrics.SplitQueue(q.Name); kind == metrics.DeadLetters {
+		switch uplink, _, kind := metrics.SplitQueue(q.Name); kind {
+		case metrics.DeadLetters:
 			dead[uplink] = q.Keys
+		case metrics.Identities:
+			commands[uplink] = q.Keys
 		}
 	}
 	for _, q := range queues {
@@ -60,7 +65,7 @@ func listQueues(l *buffer.Log, uplinks map[string]config.Uplink) []queueRow {
 			Oldest: timeOrNull(q.Oldest), Newest: timeOrNull(q.Newest), Segments: q.Segments, Damaged: q.Damaged, Configured: configured, Keys: q.Keys,
 		})
 		if lane == "normal" {
-			rows[len(rows)-1].DeadKeys = dead[uplink]
+			rows[len(rows)-1].DeadKeys, rows[len(rows)-1].CommandKeys = dead[uplink], commands[uplink]
 		}
 	}
 	return rows
@@ -96,7 +101,7 @@ func (s selection) pick(l *buffer.Log) ([]*buffer.Queue, error) {
 	var known []string
 	for _, st := range l.Queues() {
 		uplink, lane, kind := metrics.SplitQueue(st.Name)
-		if kind == metrics.Other || s.dead != (kind == metrics.DeadLetters) {
+		if kind == metrics.Other || kind == metrics.Identities || s.dead != (kind == metrics.DeadLetters) {
 			continue
 		}
 		if !slices.Contains(known, uplink) {

@@ -177,6 +177,9 @@ func printQueues(w io.Writer, rows []queueRow) {
 		for _, key := range slices.Sorted(maps.Keys(r.DeadKeys)) {
 			fmt.Fprintf(w, "%s: %d dead letters are encrypted with key %s\n", r.Uplink, r.DeadKeys[key], key)
 		}
+		for _, key := range slices.Sorted(maps.Keys(r.CommandKeys)) {
+			fmt.Fprintf(w, "%s: %d identities of commands are encrypted with key %s\n", r.Uplink, r.CommandKeys[key], key)
+		}
 	}
 }
 
@@ -271,7 +274,7 @@ func bufferPurge(args []string, std stdio, synopsis string) int {
 		},
 		func(l *buffer.Log) (err error) {
 			rows, err = purgeQueues(l, f.sel, func(q *buffer.Queue) (uint64, error) { return forwarder.Purge(context.Background(), l, q) })
-			return err
+			return errors.Join(err, purgeLocked(std.out, l, f.sel))
 		})
 	for _, r := range rows { // also where another failed
 		fmt.Fprintf(std.out, "%s %s: %d records purged\n", r.Uplink, r.Lane, r.Records)

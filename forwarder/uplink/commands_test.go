@@ -241,7 +241,10 @@ func TestUnacknowledgedCommandComesAgain(t *testing.T) {
 		peer.DropAll()
 		eventually(t, "both are acknowledged", func() bool { return len(peer.CommandAcks()) == 2 })
 		if got := k.payloads(); got != "a a b" {
-			t.Errorf("offered %q", got)
+			t.Fatalf("offered %q", got)
+		}
+		if k.got[0].Dup || !k.got[1].Dup { // b came for the first time as well, whatever the cloud says of it
+			t.Errorf("the first one is handed over as a repetition: %v, the second one: %v", k.got[0].Dup, k.got[1].Dup)
 		}
 	})
 }

@@ -320,7 +320,7 @@ func parseCommand(version, first byte, body []byte, now time.Time) (command, err
 	p := &pk.Properties
 	m := message.Message{
 		ID: message.NewID(), Topic: pk.TopicName, Payload: pk.Payload, QoS: message.QoS(pk.FixedHeader.Qos),
-		Retain: pk.FixedHeader.Retain, ContentType: p.ContentType, ResponseTopic: p.ResponseTopic,
+		Retain: pk.FixedHeader.Retain, Dup: pk.FixedHeader.Dup, ContentType: p.ContentType, ResponseTopic: p.ResponseTopic,
 		CorrelationData: p.CorrelationData, PayloadUTF8: p.PayloadFormatFlag && p.PayloadFormat == 1,
 		Source: message.Source{Protocol: message.Uplink}, Received: now,
 	}
