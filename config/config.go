@@ -73,14 +73,17 @@ type Rule struct {
 	At Place `toml:"-"`
 }
 
-// Broker bounds the embedded MQTT broker.
+// Broker bounds the embedded MQTT broker, or says which one stands in its place.
 type Broker struct {
+	Mode          string   `toml:"mode"` // embedded or external
 	MaxClients    int      `toml:"max_clients"`
 	MaxPacket     Size     `toml:"max_packet"`
 	SessionExpiry Duration `toml:"session_expiry"` // upper bound for what a client may ask for
 	SessionQueue  Size     `toml:"session_queue"`  // undelivered QoS 1/2 kept for one session
 	MaxKeepAlive  Duration `toml:"max_keep_alive"`
 	RetainedLimit int      `toml:"retained_limit"` // retained messages, at most
+	// External is the broker to attach to, with the mode external; nil: none is named.
+	External *External `toml:"external"`
 }
 
 // Route says what goes up and in what shape.

@@ -5,7 +5,6 @@ import "strings"
 // The features of the agreed file that this build does not have.
 const (
 	noTLS        = "TLS for listeners is not built yet"
-	noExternal   = "attaching to a broker of your own is not built yet; this build runs its embedded one"
 	noStages     = "filtering and changing messages on a route is not built yet"
 	noRate       = "limiting rates is not built yet"
 	noReplay     = "keeping delivered records is not built yet"
@@ -30,8 +29,6 @@ func notBuiltKeys() map[string]string {
 		"listener.*.identity":    noTLS,
 		"listener.*.min_tls":     noTLS,
 
-		"broker.mode":             noExternal,
-		"broker.external":         noExternal,
 		"broker.max_connect_rate": noRate,
 
 		"http": noHTTP,

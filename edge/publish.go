@@ -15,13 +15,21 @@ import (
 // other bridges publish under their configured topics needs no rule. Only the gateway itself publishes below tidegate/.
 func (b *Broker) Publish(m message.Message) (message.Ticket, error) {
 	stamp(&m)
+	t, err := b.Take(m)
+	if err == nil {
+		b.sessions.Publish(&m, "")
+	}
+	return t, err
+}
+
+// Take is Publish for a message that local subscribers get in another way, or not at all.
+func (b *Broker) Take(m message.Message) (message.Ticket, error) {
+	stamp(&m)
 	t, err := b.takeFrom(&m)
 	if err != nil {
 		b.metrics.refuse(m.Source.Protocol, refusalOf(err).label)
-		return message.Ticket{}, err
 	}
-	b.sessions.Publish(&m, "")
-	return t, nil
+	return t, err
 }
 
 // Refused counts a message that a bridge refused by itself, for the reason err, which is one of package message's.
