@@ -62,7 +62,7 @@ func (b *Bridge) newLink(nc net.Conn, tcp *net.TCPConn, r *bufio.Reader, g grant
 		b: b, nc: nc, tcp: tcp, r: r, grant: g, in: make(chan arrival, b.c.ReceiveMaximum+liveQueue),
 		gone: make(chan struct{}), wake: make(chan struct{}, 1),
 	}
-	l.receipts = receipts{open: map[uint16]bool{}, answer: l.answer, fail: l.fail, idle: make(chan struct{}, 1)}
+	l.receipts = receipts{open: map[uint16]struct{}{}, answer: l.answer, fail: l.fail, idle: make(chan struct{}, 1)}
 	return l
 }
 

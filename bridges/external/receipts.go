@@ -18,8 +18,8 @@ type receipts struct {
 	idle   chan struct{}
 
 	mu   sync.Mutex
-	open map[uint16]bool // identifiers in use; true: acknowledged with a PUBREC and waiting for the PUBREL
-	wait []*receipt      // in the order of arrival
+	open map[uint16]struct{} // identifiers in use, of QoS 2 until the PUBREL
+	wait []*receipt          // in the order of arrival
 }
 
 // receipt is one message that waits for the disk.
@@ -39,7 +39,7 @@ func (r *receipts) begin(id uint16) bool {
 	if _, used := r.open[id]; used {
 		return false
 	}
-	r.open[id] = false
+	r.open[id] = struct{}{}
 	return true
 }
 
@@ -78,9 +78,7 @@ func (r *receipts) settle(p *receipt, code byte, err error) {
 	for ; n < len(r.wait) && r.wait[n].done; n++ {
 		w := r.wait[n]
 		acks = appendAck(acks, w.kind, w.id, w.code)
-		if w.kind == packets.Pubrec && w.code == 0 {
-			r.open[w.id] = true
-		} else {
+		if w.kind == packets.Puback || w.code != 0 { // a PUBREC that refuses ends it too [MQTT-4.3.3-9]
 			delete(r.open, w.id)
 		}
 		r.wait[n] = nil

@@ -269,3 +269,85 @@ func TestMemberOnFullDisk(t *testing.T) {
 	g.requireDrained("cloud", soon)
 	g.stop()
 }
+
+// TestSiteBrokerCarriesTheRest: behind a broker of one's own the other bridges and the commands of the cloud reach its subscribers,
+// each message goes up once although every member would take it, and a node is written by the gateway that has it.
+func TestSiteBrokerCarriesTheRest(t *testing.T) {
+	plc := startOPCUA(t, 1, time.Second)
+	site, c := siteBroker(t, 1000), startCloud(t)
+	far := consume(t, c.addr(), "application", "plant/#")
+	near := subscribe(t, site.addr(), "%t %p", "-V", "mqttv5", "-i", "panel", "-c", "-x", "3600", "-q", "1", "-t", "plant/#", "-t", "cmd/#")
+	up := subscribe(t, c.addr(), "%t %p", "-q", "1", "-t", "cmd/#")
+	member := func(id string, more ...string) *gateway {
+		g := newGateway(t)
+		g.configure(append([]string{
+			strings.Replace(attachedTo(id, site.url()), `["plant/#"]`, `["#"]`, 1),
+			uplinkTo("cloud", c.url(), "5", "[[uplink.cloud.command]]\n  from = \"down/{gateway}/#\"\n  to = \"cmd/{rest}\""),
+		}, more...)...)
+		g.start()
+		g.requireAttached()
+		g.requireConnected("cloud")
+		return g
+	}
+	one := member("one", coapSection, opcuaSection("press", plc.url(), 1)+`  [[opcua.press.write]]
+    topic = "cmd/press/setpoint"
+    id = "nsu=urn:tidegate:test;s=Double"
+`)
+	two := member("two")
+	one.requireBridges("coap", "press", "broker")
+
+	meter := (&coapDevice{name: "meter", topic: "plant/meter", addr: func() string { return one.addr("coap") }}).start(t)
+	waitFor(t, soon, "CoAP messages", func() bool { return meter.ackedCount() >= 60 }, meter.String)
+	meter.stop()
+	n := meter.ackedCount()
+	far.requireAll(t, "plant/meter", n, soon)
+	near.await(fmt.Sprintf("plant/meter meter %d", n))
+	passed := func() int {
+		sum := 0.0
+		for _, g := range []*gateway{one, two} {
+			sum += g.metrics().sum("tidegate_broker_own_messages_total")
+		}
+		return int(sum)
+	}
+	waitFor(t, soon, "the messages to come back to the group", func() bool { return passed() >= n }, func() string { return fmt.Sprint(passed(), " of ", n) })
+
+	// From the cloud: to the site's subscribers, waiting at the cloud while the site's broker is away, and never up again.
+	publish(t, c.addr(), "-q", "1", "-t", "down/two/valve", "-m", "open")
+	near.await("cmd/valve open")
+	site.stop()
+	waitFor(t, soon, "the broker to be missed", func() bool { return !two.bridges()["broker"].Up })
+	publish(t, c.addr(), "-q", "1", "-t", "down/two/valve", "-m", "close")
+	site.start()
+	near.await("cmd/valve close")
+
+	// Four times, as the broker deals out in turn: each reaches the member with the node, from a device and from the cloud.
+	one.requireAttached()
+	two.requireAttached()
+	for i := range 4 {
+		value := fmt.Sprintf("%d.5", i)
+		if i < 2 {
+			publish(t, site.addr(), "-q", "1", "-t", "cmd/press/setpoint", "-m", value)
+		} else {
+			publish(t, c.addr(), "-q", "1", "-t", []string{"down/one/press/setpoint", "down/two/press/setpoint"}[i%2], "-m", value)
+		}
+		waitFor(t, soon, "the value to be written", func() bool { return plc.do("get", "name", "Double").Value == value })
+	}
+	publish(t, site.addr(), "-q", "1", "-t", "plant/end", "-m", "end 1")
+	far.requireAll(t, "plant/end", 1, soon)
+	for _, g := range []*gateway{one, two} {
+		g.requireDrained("cloud", soon)
+	}
+	for _, l := range up.got() { // what a device sent goes up once, what the cloud sent does not
+		if strings.HasPrefix(l, "cmd/valve") {
+			t.Errorf("a command went up again: %q", l)
+		}
+	}
+	if got := up.got(); len(got) != 2 {
+		t.Errorf("the cloud got %q of cmd/#", got)
+	}
+	if v := far.verdict("plant/meter", n); v.duplicates > 0 {
+		t.Errorf("plant/meter: %v", v)
+	}
+	one.stop()
+	two.stop()
+}
