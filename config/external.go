@@ -119,7 +119,12 @@ func (v *validator) externalIdentity(key string, e *External) {
 	e.ClientID = expand(parts, map[string]string{"gateway": v.c.Gateway.ID})
 	for _, name := range names(v.c.Uplinks) {
 		u := v.c.Uplinks[name]
-		if u.ClientID == e.ClientID && slices.ContainsFunc(u.Servers, func(s string) bool { return slices.Contains(e.Servers, s) }) {
+		i := slices.IndexFunc(u.Servers, func(s string) bool { return slices.Contains(e.Servers, s) })
+		if i < 0 {
+			continue
+		}
+		v.warnItem(join("uplink", name)+".servers", i, "is the broker of broker.external as well: what goes up would come back where broker.external.subscribe selects it, and go up again")
+		if u.ClientID == e.ClientID {
 			v.wrong(key+".client_id", "uplink.%s has the same server and the same client identifier %q: they would throw each other off", name, u.ClientID)
 		}
 	}

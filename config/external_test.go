@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-const externalText = "[broker]\nmode = 'external'\n[broker.external]\nservers = ['mqtt://h']\n"
+const externalText = "[broker]\nmode = 'external'\n[broker.external]\nservers = ['mqtt://b']\n"
 
 func TestExternalDefaults(t *testing.T) {
 	c, ps := checkText("[gateway]\nid = 'gw'\n" + externalText + uplinkText)
@@ -17,7 +17,7 @@ func TestExternalDefaults(t *testing.T) {
 	e := *c.Broker.External
 	e.ServersAt = nil
 	want := External{
-		Servers: []string{"mqtt://h:1883"}, ClientID: "gw-broker", Group: "tidegate", Subscribe: []string{"#"}, QoS: 1,
+		Servers: []string{"mqtt://b:1883"}, ClientID: "gw-broker", Group: "tidegate", Subscribe: []string{"#"}, QoS: 1,
 		ReceiveMaximum: 1024, SessionExpiry: Duration(7 * 24 * time.Hour), KeepAlive: Duration(30 * time.Second),
 	}
 	if !reflect.DeepEqual(e, want) {
@@ -49,7 +49,7 @@ func TestExternalSubscriptions(t *testing.T) {
 
 func TestExternalProblems(t *testing.T) {
 	for _, c := range []struct{ name, text, want string }{
-		{"without a mode", "[broker.external]\nservers = ['mqtt://h']\n" + uplinkText, `1:9: broker.external: warning: has no effect while broker.mode is "embedded"`},
+		{"without a mode", "[broker.external]\nservers = ['mqtt://b']\n" + uplinkText, `1:9: broker.external: warning: has no effect while broker.mode is "embedded"`},
 		{"without a table", "[broker]\nmode = 'external'\n" + uplinkText, `2:8: broker.mode: needs [broker.external] with the servers of that broker`},
 		{"without servers", "[broker]\nmode = 'external'\n[broker.external]\n" + uplinkText, `3:9: broker.external.servers: is missing: name the broker, such as ["mqtt://127.0.0.1:1883"]`},
 		{"WebSocket", "[broker]\nmode = 'external'\n[broker.external]\nservers = ['ws://h']\n" + uplinkText, `4:12: broker.external.servers: ws:// is not built yet here; this build has mqtt://, mqtts://`},
@@ -57,7 +57,7 @@ func TestExternalProblems(t *testing.T) {
 		{"group", externalText + "group = 'a/b'\n" + uplinkText, `5:9: broker.external.group: "a/b" is no name of a group: none of / + # [MQTT-4.8.2-1]`},
 		{"no group", externalText + "group = ''\n" + uplinkText, `5:9: broker.external.group: is empty; write "off" for a gateway that shares with no other, or leave the key out for "tidegate"`},
 		{"client identifier", externalText + "client_id = '{gatway}'\n" + uplinkText, `5:13: broker.external.client_id: unknown name {gatway}, known here are {gateway}; did you mean "{gateway}"?`},
-		{"client identifier of an uplink", externalText + "client_id = 'x'\n[route.all]\nfrom = ['#']\n[uplink.u]\nservers = ['mqtt://h']\nclient_id = 'x'", `5:13: broker.external.client_id: uplink.u has the same server and the same client identifier "x": they would throw each other off`},
+		{"client identifier of an uplink", externalText + "client_id = 'x'\n[route.all]\nfrom = ['#']\n[uplink.u]\nservers = ['mqtt://x', 'mqtt://b']\nclient_id = 'x'", "5:13: broker.external.client_id: uplink.u has the same server and the same client identifier \"x\": they would throw each other off\n9:24: uplink.u.servers: warning: is the broker of broker.external as well: what goes up would come back where broker.external.subscribe selects it, and go up again"},
 		{"QoS", externalText + "qos = 0\n" + uplinkText, `5:7: broker.external.qos: must be 1 or 2, not 0`},
 		{"receive maximum", externalText + "receive_maximum = 0\n" + uplinkText, `5:19: broker.external.receive_maximum: must be from 1 to 65535, not 0`},
 		{"session expiry", externalText + "session_expiry = '0s'\n" + uplinkText, `5:18: broker.external.session_expiry: must be from 1s to 876000h0m0s`},
@@ -67,7 +67,7 @@ func TestExternalProblems(t *testing.T) {
 		{"not subscribed", externalText + "subscribe = ['a/#']\n[route.r]\nfrom = ['b/#']\n[uplink.u]\nservers = ['mqtt://h']", `7:9: route.r.from: warning: gets nothing from the broker: broker.external.subscribe does not select it`},
 		{"nothing wanted", externalText, `3:9: broker.external: warning: no route wants anything: no message is taken from the broker`},
 		{"listener", externalText + "[listener.a]\nlisten = 'mqtt://127.0.0.1:1'\n" + uplinkText, `5:11: listener.a: cannot stand beside broker.mode = "external": devices speak to that broker; remove one of them`},
-		{"keys without effect", "[broker]\nmode = 'external'\nmax_clients = 5\nretained_limit = 5\nmax_packet = '1MiB'\n[broker.external]\nservers = ['mqtt://h']\n" + uplinkText, "3:1: broker.max_clients: warning: has no effect with broker.mode = \"external\"\n4:1: broker.retained_limit: warning: has no effect with broker.mode = \"external\""},
+		{"keys without effect", "[broker]\nmode = 'external'\nmax_clients = 5\nretained_limit = 5\nmax_packet = '1MiB'\n[broker.external]\nservers = ['mqtt://b']\n" + uplinkText, "3:1: broker.max_clients: warning: has no effect with broker.mode = \"external\"\n4:1: broker.retained_limit: warning: has no effect with broker.mode = \"external\""},
 		{"retained messages of CoAP", externalText + "[coap]\n" + uplinkText, ""},
 		{"rules without anybody to ask them for", externalText + "[auth]\nanonymous = false\n" + uplinkText, `5:2: auth: warning: has no effect with broker.mode = "external": that broker decides who may connect and publish`},
 		{"unknown client in a topic", externalText + "[route.r]\nfrom = ['#']\ntopic = '{client}/{topic}'\n[uplink.u]\nservers = ['mqtt://h']", `7:9: route.r.topic: warning: behind a broker of your own {client} is not known: {client} is the user property tg-src, or the topic; {user} is empty`},

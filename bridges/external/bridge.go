@@ -132,8 +132,10 @@ type pace struct {
 	stable      time.Duration // a connection that lived that long was a success
 }
 
+// defaultPace is quick, because the broker is near, and one that restarts may drop what is published for a group before the first
+// member is back.
 func defaultPace() pace {
-	return pace{base: 250 * time.Millisecond, limit: 15 * time.Second, slow: 30 * time.Second, stable: 10 * time.Second}
+	return pace{base: 250 * time.Millisecond, limit: 2 * time.Second, slow: 30 * time.Second, stable: 10 * time.Second}
 }
 
 // wait is how long to wait after that many failures in a row, the last of them err.

@@ -50,7 +50,7 @@ func (b *Bridge) register() error {
 		f.NewCounterFunc(prometheus.CounterOpts{Name: name, Help: help, ConstLabels: labels}, func() float64 { return float64(n.Load()) })
 	}
 	count("tidegate_broker_connects_total", "Connections to the broker of the devices.", nil, &b.figures.connects)
-	count("tidegate_broker_own_messages_total", "Messages of the group itself that came back and were passed over.", nil, &b.figures.own)
+	count("tidegate_broker_own_messages_total", "Messages of the group itself that came back, and statuses of gateways, which were passed over.", nil, &b.figures.own)
 	const published = "tidegate_broker_published_messages_total"
 	const help = "Messages for the broker of the devices by what became of them."
 	count(published, help, prometheus.Labels{"result": "acknowledged"}, &b.figures.published)

@@ -114,6 +114,37 @@ func TestOldSubscriptionsAreGivenUp(t *testing.T) {
 	}
 }
 
+// TestLeaving: a member that subscribes to something else gets what waits for it and nothing more, so that it can be taken out.
+func TestLeaving(t *testing.T) {
+	port, _ := mosquitto(t, "max_queued_messages 0")
+	dir := t.TempDir()
+	publish := func(n int) {
+		t.Helper()
+		cmd := exec.Command("mosquitto_pub", "-p", fmt.Sprint(port), "-q", "1", "-t", "plant/a", "-l")
+		cmd.Stdin = strings.NewReader(strings.Repeat("x\n", n))
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("mosquitto_pub: %v: %s", err, out)
+		}
+	}
+	with := func(filter string) *peer {
+		p := start(t, listen(t), func(c *config.External, o *Options) {
+			c.Servers, c.Subscribe, o.Dir = []string{fmt.Sprint("mqtt://127.0.0.1:", port)}, []string{filter}, dir
+		})
+		p.disk.sync(1000)
+		wait(t, "the bridge to be up", func() bool { return p.Status().Up })
+		return p
+	}
+	with("plant/#").stop()
+	publish(100)
+	p := with("nothing")
+	publish(1)
+	wait(t, "what waited", func() bool { n, _ := p.disk.count(); return n == 100 })
+	p.stop()
+	if n, _ := p.disk.count(); n != 100 {
+		t.Errorf("%d messages, want the 100 that waited", n)
+	}
+}
+
 // refuser is a broker that answers a SUBSCRIBE with codes, and whatever is published with nothing.
 func refuser(t *testing.T, codes ...byte) string {
 	t.Helper()

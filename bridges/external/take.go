@@ -80,13 +80,14 @@ func codeOf(err error) byte {
 // accept hands one message to whom it concerns. An error is final, or that of ctx.
 //
 // A copy for the group goes to Ingest, and to local subscribers but for topics of which this gateway has a subscription of its
-// own: they get the copy of that. What a member of the group published itself was taken by that member.
+// own: they get the copy of that. What a member of the group published itself was taken by that member, and what gateways say of
+// themselves is nobody's message.
 func (b *Bridge) accept(ctx context.Context, a *arrival) (message.Ticket, error) {
 	if a.bad != nil {
 		b.refused(&a.m, a.bad)
 		return message.Ticket{}, a.bad
 	}
-	own := a.via != "" && a.via == b.c.Group
+	own := a.via != "" && a.via == b.c.Group || message.Reserved(a.m.Topic)
 	if own {
 		b.figures.own.Add(1)
 	}

@@ -133,6 +133,7 @@ func TestWhoTakesWhat(t *testing.T) {
 	}{
 		{"a device's", "plant/a", true, false, "", 1, 0, 0},
 		{"a member's", "plant/a", true, false, "tidegate", 0, 0, 0},
+		{"a gateway's status", "tidegate/gw2/status", true, false, "", 0, 0, 0},
 		{"another group's", "plant/a", true, false, "other", 1, 0, 0},
 		{"the group's copy of a write", "cmd/a", true, false, "", 0, 1, 0},
 		{"this gateway's copy of a write", "cmd/a", false, true, "", 0, 0, 1},

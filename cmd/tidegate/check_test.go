@@ -118,7 +118,7 @@ func TestCheckOnline(t *testing.T) {
 		{"through a proxy", text("'mqtt://broker.test:1883'") + fmt.Sprintf("proxy = 'http://%s'\n", web.Listener.Addr()), 0, ""},
 		{"through no proxy", text(up) + fmt.Sprintf("proxy = 'http://%s'\n", gone), 69, ":4:12: "},
 		{"wrong", text(), 78, ":4:11: "},
-		{"a broker of one's own", text(up) + "[broker]\nmode = 'external'\n[broker.external]\nservers = [" + up + "]\nclient_id = 'x'", 0, ""},
+		{"a broker of one's own", text(up) + "[broker]\nmode = 'external'\n[broker.external]\nservers = [" + up + "]", 0, ":4:12: "},
 	} {
 		got := runCommand(cmdCheck, "", "--online", "--config", configFile(t, c.text))
 		if n := strings.Count(got.err, "uplink.c.servers: "); got.code != c.code || (n == 1) != (c.at != "") ||
