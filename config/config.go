@@ -67,8 +67,9 @@ type Rule struct {
 	At Place `toml:"-"`
 }
 
-// Broker bounds the embedded MQTT broker.
+// Broker bounds the embedded MQTT broker, or says which one stands in its place.
 type Broker struct {
+	Mode          string   `toml:"mode"` // embedded or external
 	MaxClients    int      `toml:"max_clients"`
 	MaxPacket     Size     `toml:"max_packet"`
 	SessionExpiry Duration `toml:"session_expiry"` // upper bound for what a client may ask for
@@ -82,6 +83,8 @@ type Broker struct {
 	MaxClientsPerSource int `toml:"max_clients_per_source"`
 	// EncryptionKey encrypts what is on disk of sessions and retained messages; see Keys. Not set: it is not encrypted.
 	EncryptionKey Secret `toml:"encryption_key"`
+	// External is the broker to attach to, with the mode external; nil: none is named.
+	External *External `toml:"external"`
 }
 
 // Route says what goes up and in what shape.

@@ -25,6 +25,7 @@ func (defaults) config() *Config {
 		Gateway: Gateway{ID: defaultGatewayID(), DataDir: defaultDataDir()},
 		Log:     Log{Level: "info", Format: "text"},
 		Broker: Broker{
+			Mode:          ModeEmbedded,
 			MaxClients:    10000,
 			MaxPacket:     1 << 20,
 			SessionExpiry: Duration(7 * day),
@@ -56,6 +57,11 @@ func (defaults) fill(section any) {
 			Buffer:     Buffer{MaxBytes: 512 << 20, WhenFull: "drop-oldest", Compress: "auto"},
 		}
 		s.Failback, s.Retain, s.SASLifetime = defaultFailback, "keep", Duration(time.Hour)
+	case *External:
+		*s = External{
+			ClientID: "{gateway}-broker", Group: "tidegate", QoS: 1, ReceiveMaximum: 1024,
+			SessionExpiry: Duration(7 * day), KeepAlive: Duration(30 * time.Second),
+		}
 	case *Batch:
 		*s = Batch{
 			MaxMessages: 100, MaxDelay: Duration(time.Second), MaxBytes: 128 << 10, Compress: "zstd",

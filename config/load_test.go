@@ -46,7 +46,7 @@ func TestDefaults(t *testing.T) {
 		},
 		Auth: Auth{Anonymous: &yes},
 		Broker: Broker{
-			MaxClients: 10000, MaxPacket: 1 << 20, SessionExpiry: Duration(7 * 24 * time.Hour), SessionQueue: 64 << 20, SessionStore: 256 << 20,
+			Mode: "embedded", MaxClients: 10000, MaxPacket: 1 << 20, SessionExpiry: Duration(7 * 24 * time.Hour), SessionQueue: 64 << 20, SessionStore: 256 << 20,
 			MaxKeepAlive: Duration(5 * time.Minute), RetainedLimit: 100000,
 		},
 		OPCUA:   map[string]OPCUA{},

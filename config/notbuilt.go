@@ -4,7 +4,6 @@ import "strings"
 
 // The features of the agreed file that this build does not have.
 const (
-	noExternal   = "attaching to a broker of your own is not built yet; this build runs its embedded one"
 	noStages     = "filtering and changing messages on a route is not built yet"
 	noReplay     = "keeping delivered records is not built yet"
 	noEngine     = "engines other than the built-in log are not built yet"
@@ -20,9 +19,6 @@ const (
 // A key under one of them is not looked at.
 func notBuiltKeys() map[string]string {
 	return map[string]string{
-		"broker.mode":     noExternal,
-		"broker.external": noExternal,
-
 		"http": noHTTP,
 
 		"coap.psk_file":    noDTLS,

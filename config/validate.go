@@ -55,6 +55,7 @@ func (v *validator) validate() {
 	v.uplinks()
 	v.routes()
 	v.presetRoutes()
+	v.external()
 }
 
 // at returns where key stands, or the nearest table above it that stands somewhere.
@@ -187,6 +188,7 @@ func checkGatewayID(id string) error {
 
 func (v *validator) broker() {
 	b := v.c.Broker
+	v.oneOf("broker.mode", b.Mode, ModeEmbedded, ModeExternal)
 	v.between("broker.max_clients", int64(b.MaxClients), 1, 10_000_000)
 	v.between("broker.max_packet", int64(b.MaxPacket), 128, maxPacket)
 	v.span("broker.session_expiry", b.SessionExpiry, 0, 100*365*day)

@@ -38,7 +38,7 @@ func (v *validator) coapLogin() {
 }
 
 // Names of bridges that have a section of their own.
-func bridgeNames() []string { return []string{"coap", "http", "opcua"} }
+func bridgeNames() []string { return []string{"broker", "coap", "http", "opcua"} }
 
 // securityPolicies are the policies of OPC UA that are not broken.
 func securityPolicies() []string {

@@ -15,7 +15,7 @@ type bound struct {
 }
 
 func (v *validator) listeners() {
-	if len(v.c.Listeners) == 0 {
+	if len(v.c.Listeners) == 0 && v.c.Broker.Mode != ModeExternal {
 		name, l := v.defaults.listener()
 		v.c.Listeners[name] = l
 	}

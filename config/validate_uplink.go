@@ -168,11 +168,15 @@ func (v *validator) certificate(key, certFile, keyFile string) {
 }
 
 func (v *validator) timing(key string, u Uplink) {
-	v.span(key+".keep_alive", u.KeepAlive, time.Second, maxKeepAlive*time.Second)
-	if u.KeepAlive.D() > time.Second && u.KeepAlive.D()%time.Second != 0 {
-		v.wrong(key+".keep_alive", "must be whole seconds, as MQTT counts them")
-	}
+	v.keepAlive(key+".keep_alive", u.KeepAlive)
 	v.span(key+".ack_timeout", u.AckTimeout, time.Millisecond, day)
+}
+
+func (v *validator) keepAlive(key string, d Duration) {
+	v.span(key, d, time.Second, maxKeepAlive*time.Second)
+	if d.D() > time.Second && d.D()%time.Second != 0 {
+		v.wrong(key, "must be whole seconds, as MQTT counts them")
+	}
 }
 
 // The bounds of a batch: what a receiver has to hold in memory.

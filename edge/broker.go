@@ -42,7 +42,7 @@ const (
 
 // Options are what a Broker is made of.
 type Options struct {
-	// Listeners by name; at least one.
+	// Listeners by name. Without any the Broker is only the bus of the bridges.
 	Listeners map[string]config.Listener
 	// Broker holds the limits.
 	Broker config.Broker
@@ -102,9 +102,6 @@ type Broker struct {
 // New checks o and binds every listener. It starts no goroutine; a Broker that is not going to run must be closed with
 // Close.
 func New(o Options) (*Broker, error) {
-	if len(o.Listeners) == 0 {
-		return nil, errors.New("edge: no listener")
-	}
 	if o.Shutdown == 0 {
 		o.Shutdown = defaultShutdown
 	}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"os/exec"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -64,8 +65,11 @@ func TestPaho3(t *testing.T) {
 	wait(sub.Connect())
 	for qos := 1; qos < 3; qos++ {
 		topic := fmt.Sprintf("q/%d", qos)
-		eventually(t, "200 messages", func() bool { return count(topic) == 200 })
-		for i, p := range of(topic) {
+		// The last one that the client could not acknowledge before it left comes again. That is so with QoS 2 as well, as the
+		// new client object knows nothing of the old one's identifiers.
+		once := func() []string { return slices.Compact(of(topic)) }
+		eventually(t, "200 messages", func() bool { return len(once()) == 200 })
+		for i, p := range once() {
 			if p != fmt.Sprint(i) {
 				t.Fatalf("%s: message %d is %s", topic, i, p)
 			}

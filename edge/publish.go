@@ -15,31 +15,47 @@ import (
 // ID and Received are filled in when they are zero. Messages of CoAP and HTTP clients pass the rules as their user's; what
 // other bridges publish under their configured topics needs no rule. Only the gateway itself publishes below tidegate/.
 func (b *Broker) Publish(m message.Message) (message.Ticket, error) {
-	stamp(&m)
-	t, err := b.takeFrom(&m)
-	if err != nil {
-		b.metrics.refuse(m.Source.Protocol, refusalOf(err).label)
-		return message.Ticket{}, err
-	}
-	return t, nil
+	return b.takeFrom(&m, func() (message.Ticket, error) {
+		r, err := b.sessions.Route(session.Publication{Msg: &m, Take: b.take})
+		return r.Ticket, err
+	})
+}
+
+// Take is Publish for a message that local subscribers get in another way, or not at all.
+func (b *Broker) Take(m message.Message) (message.Ticket, error) {
+	return b.takeFrom(&m, func() (message.Ticket, error) { return b.take(&m, session.Riders{}) })
 }
 
 // Refused counts a message that a bridge refused by itself, for the reason err, which is one of package message's.
 func (b *Broker) Refused(p message.Protocol, err error) { b.metrics.refuse(p, refusalOf(err).label) }
 
-func (b *Broker) takeFrom(m *message.Message) (message.Ticket, error) {
+// takeFrom checks a message of a bridge before take, and counts a refusal.
+func (b *Broker) takeFrom(m *message.Message, take func() (message.Ticket, error)) (message.Ticket, error) {
+	stamp(m)
+	err := b.admissible(m)
+	if err == nil {
+		var t message.Ticket
+		if t, err = take(); err == nil {
+			return t, nil
+		}
+	}
+	b.metrics.refuse(m.Source.Protocol, refusalOf(err).label)
+	return message.Ticket{}, err
+}
+
+// admissible reports why a message of a bridge may not be published; nil: it may.
+func (b *Broker) admissible(m *message.Message) error {
 	if err := validName(m.Topic); err != nil {
-		return message.Ticket{}, err
+		return err
 	}
 	allowed := m.Source.Protocol == message.Self || !message.Reserved(m.Topic)
 	if p := m.Source.Protocol; allowed && (p == message.CoAP || p == message.HTTP) {
 		allowed = b.o.ACL.Allow(access.Identity{User: m.Source.User, Client: m.Source.Client}, access.Publish, m.Topic)
 	}
 	if !allowed {
-		return message.Ticket{}, fmt.Errorf("publish %q: %w", m.Topic, message.ErrNotAllowed)
+		return fmt.Errorf("publish %q: %w", m.Topic, message.ErrNotAllowed)
 	}
-	r, err := b.sessions.Route(session.Publication{Msg: m, Take: b.take})
-	return r.Ticket, err
+	return nil
 }
 
 // Deliver gives a message of the cloud to local subscribers; it is never handed to Ingest. nil means that every matching

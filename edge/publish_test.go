@@ -74,6 +74,42 @@ func TestPublishFromBridge(t *testing.T) {
 	}
 }
 
+// TestBusAlone: without listeners a Broker is the bus of the bridges, and what is taken without the local subscribers reaches none.
+func TestBusAlone(t *testing.T) {
+	model := startBroker(t, nil)
+	o := model.o
+	o.Listeners, o.Metrics = nil, nil
+	b, err := New(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- b.Run(ctx) }()
+	got := make(chan string, 10)
+	if _, err := b.Subscribe("#", func(_ context.Context, m message.Message) error { got <- m.Topic; return nil }); err != nil {
+		t.Fatal(err)
+	}
+	for i, take := range []message.Ingest{b.Take, b.Publish} {
+		if _, err := take(msg(fmt.Sprint("plant/", i), "x")); err != nil {
+			t.Error(err)
+		}
+		if _, err := take(msg("tidegate/x", "x")); !errors.Is(err, message.ErrNotAllowed) {
+			t.Error(err)
+		}
+	}
+	if topic := <-got; topic != "plant/1" {
+		t.Errorf("the subscriber got %s first", topic)
+	}
+	if n := model.disk.n.Load(); n != 2 {
+		t.Errorf("%d messages were taken", n)
+	}
+	cancel()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+}
+
 func TestDeliver(t *testing.T) {
 	b := startBroker(t, nil)
 	if err := b.Deliver(t.Context(), msg("cmd/x", "1")); !errors.Is(err, message.ErrNoMatch) {

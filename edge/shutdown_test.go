@@ -89,7 +89,6 @@ func TestStopWithStuckDiskAndPeer(t *testing.T) {
 func TestNewErrors(t *testing.T) {
 	b := startBroker(t, nil)
 	for _, l := range []map[string]config.Listener{
-		{},
 		{"x": {Listen: "mqtts://127.0.0.1:0"}},
 		{"x": {Listen: "mqtt://" + b.addr}},
 		{"x": {Listen: "mqtt://127.0.0.1:http:1"}},

@@ -18,6 +18,7 @@ import (
 	"tidegate/admin"
 	"tidegate/bridges"
 	"tidegate/bridges/coap"
+	"tidegate/bridges/external"
 	"tidegate/bridges/opcua"
 	"tidegate/config"
 	"tidegate/message"
@@ -30,9 +31,52 @@ type bridgeEntry struct {
 	make    func(g *gateway, reg prometheus.Registerer) ([]bridges.Bridge, error)
 }
 
-// bridgeTable lists every kind of bridge, in the order in which they start.
+// bridgeTable lists every kind of bridge, in the order in which they are made. The broker of the user's own comes first: what
+// the others publish goes there as well.
 func bridgeTable() []bridgeEntry {
-	return []bridgeEntry{{"coap", makeCoAP}, {"opcua", makeOPCUA}}
+	return []bridgeEntry{{"broker.external", makeExternal}, {"coap", makeCoAP}, {"opcua", makeOPCUA}}
+}
+
+func makeExternal(g *gateway, reg prometheus.Registerer) ([]bridges.Bridge, error) {
+	if g.config.Broker.Mode != config.ModeExternal {
+		return nil, nil
+	}
+	b, err := external.New(*g.config.Broker.External, external.Options{
+		Bus: g.broker, Take: g.broker.Take, Local: g.broker.Deliver, Dir: g.config.Gateway.DataDir,
+		MaxPacket: int(g.config.Broker.MaxPacket), QueueBytes: int64(g.config.Broker.SessionQueue), State: g.gatewayState,
+		Log: g.log.With("part", "broker"), Metrics: reg, OnStatus: g.bridgeChanged(external.Name),
+		OnRefuse: func(err error) { g.broker.Refused(message.MQTT, err) },
+	})
+	if err != nil {
+		return nil, err
+	}
+	g.external = b
+	return []bridges.Bridge{b}, nil
+}
+
+// bus is what the other bridges publish to.
+func (g *gateway) bus() bridges.Bus {
+	if g.external != nil {
+		return g.external.Share(g.broker)
+	}
+	return g.broker
+}
+
+// deliver hands a command to the local side. The broker of the user's own comes first: while it is away the cloud offers the
+// command again and again, and a bridge must not carry it out each time.
+func (g *gateway) deliver(ctx context.Context, m message.Message) error {
+	if g.external == nil {
+		return g.broker.Deliver(ctx, m)
+	}
+	there := g.external.Deliver(ctx, m)
+	if there != nil && !errors.Is(there, message.ErrNoMatch) {
+		return there
+	}
+	here := g.broker.Deliver(ctx, m)
+	if errors.Is(here, message.ErrNoMatch) {
+		return there
+	}
+	return here
 }
 
 func makeCoAP(g *gateway, reg prometheus.Registerer) ([]bridges.Bridge, error) {
@@ -40,7 +84,7 @@ func makeCoAP(g *gateway, reg prometheus.Registerer) ([]bridges.Bridge, error) {
 		return nil, nil
 	}
 	b, err := coap.New(*g.config.CoAP, coap.Options{
-		Bus: g.broker, ACL: g.users, Anonymous: *g.config.Auth.Anonymous, MaxPayload: int(g.config.Broker.MaxPacket),
+		Bus: g.bus(), ACL: g.users, Anonymous: *g.config.Auth.Anonymous, MaxPayload: int(g.config.Broker.MaxPacket),
 		Log: g.log.With("part", "coap"), Metrics: reg, OnStatus: g.bridgeChanged("coap"),
 		OnRefuse: func(err error) { g.broker.Refused(message.CoAP, err) },
 	})
@@ -54,7 +98,7 @@ func makeOPCUA(g *gateway, reg prometheus.Registerer) ([]bridges.Bridge, error) 
 	var made []bridges.Bridge
 	for _, name := range slices.Sorted(maps.Keys(g.config.OPCUA)) {
 		b, err := opcua.New(name, g.config.OPCUA[name], opcua.Options{
-			Bus: g.broker, Dir: opcuaDir(g.config), GatewayID: g.config.Gateway.ID,
+			Bus: g.bus(), Dir: opcuaDir(g.config), GatewayID: g.config.Gateway.ID,
 			Log: g.log.With("part", "opcua", "bridge", name), Metrics: reg, OnStatus: g.bridgeChanged(name), MayReply: g.mayReply,
 		})
 		if err != nil {
@@ -109,14 +153,21 @@ func (g *gateway) openBridges(ctx context.Context, reg *prometheus.Registry, s s
 	return nil
 }
 
-// runBridges runs every bridge until ctx ends, and tells that they are offline when they have ended. They are independent:
+// ownBridges are the bridges but for the broker of the user's own: that is a part by itself, which stops after those that
+// publish to it.
+func (g *gateway) ownBridges() []bridges.Bridge {
+	return slices.DeleteFunc(slices.Clone(g.bridges), func(b bridges.Bridge) bool { return b.Name() == external.Name })
+}
+
+// runBridges runs these bridges until ctx ends, and tells that they are offline when they have ended. They are independent:
 // their peers may take their time to be let go, so they stop together.
 func (g *gateway) runBridges(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	errs := make([]error, len(g.bridges))
+	list := g.ownBridges()
+	errs := make([]error, len(list))
 	var running sync.WaitGroup
-	for i, b := range g.bridges {
+	for i, b := range list {
 		running.Go(func() { // ends with ctx
 			defer cancel() // one that cannot go on takes the gateway with it, and a service manager starts that again
 			if err := b.Run(ctx); err != nil && !errors.Is(err, context.Canceled) {
@@ -172,6 +223,9 @@ func (g *gateway) stateMessage(topic, state string) message.Message {
 }
 
 func (g *gateway) deliverState(m message.Message) {
+	if g.external != nil {
+		g.external.Tell(m)
+	}
 	if err := g.broker.Deliver(context.Background(), m); err != nil && !errors.Is(err, message.ErrNoMatch) {
 		g.log.Warn("publishing the gateway's own status failed", "topic", m.Topic, "err", err)
 	}

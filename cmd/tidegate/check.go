@@ -10,6 +10,7 @@ import (
 	"slices"
 	"time"
 
+	"tidegate/bridges/external"
 	"tidegate/config"
 	"tidegate/forwarder/uplink"
 )
@@ -89,35 +90,41 @@ func printProblemsJSON(w io.Writer, problems config.Problems) {
 	_ = e.Encode(problems) // a closed standard output is nobody's to tell
 }
 
-// reachAll connects to every server of every uplink and says which cannot be reached. An uplink of which one server can be
-// reached works, so the others are warnings then.
+// reachAll connects to every server of every uplink and of the user's own broker, and says which cannot be reached.
 func reachAll(c *config.Config) config.Problems {
 	var all config.Problems
 	for _, name := range slices.Sorted(maps.Keys(c.Uplinks)) {
 		u := c.Uplinks[name]
-		var failed config.Problems
-		key := "uplink." + name + ".servers"
-		for i, server := range u.Servers {
-			if err := reach(name, u, c.Gateway.ID, i); err != nil {
-				at := u.ServersAt[i]
-				failed = append(failed, config.Problem{
-					File: at.File, Line: at.Line, Column: at.Column, Key: key, Severity: config.Warning, Message: config.WithoutQuery(server) + ": " + err.Error(),
-				})
-			}
-		}
-		if len(failed) == len(u.Servers) {
-			for i := range failed {
-				failed[i].Severity = config.Error
-			}
-		}
-		all = append(all, failed...)
+		all = append(all, reachSome("uplink."+name+".servers", u.Servers, u.ServersAt, func(ctx context.Context, i int) error {
+			return uplink.Reach(ctx, name, u, c.Gateway.ID, i)
+		})...)
+	}
+	if e := c.Broker.External; e != nil && c.Broker.Mode == config.ModeExternal {
+		all = append(all, reachSome("broker.external.servers", e.Servers, e.ServersAt, func(ctx context.Context, i int) error {
+			return external.Reach(ctx, *e, i)
+		})...)
 	}
 	return all
 }
 
-// reach connects to the i-th server of an uplink as that would, through its proxy, and ends the connection again.
-func reach(name string, u config.Uplink, gatewayID string, i int) error {
-	ctx, cancel := context.WithTimeout(context.Background(), onlineTimeout)
-	defer cancel()
-	return uplink.Reach(ctx, name, u, gatewayID, i)
+// reachSome connects to each of the servers of one key as the gateway would, and ends the connection again. Where one of them
+// can be reached it works, so the others are warnings then.
+func reachSome(key string, servers []string, at []config.Place, reach func(ctx context.Context, i int) error) config.Problems {
+	var failed config.Problems
+	for i, server := range servers {
+		ctx, cancel := context.WithTimeout(context.Background(), onlineTimeout)
+		err := reach(ctx, i)
+		cancel()
+		if err != nil {
+			failed = append(failed, config.Problem{
+				File: at[i].File, Line: at[i].Line, Column: at[i].Column, Key: key, Severity: config.Warning, Message: config.WithoutQuery(server) + ": " + err.Error(),
+			})
+		}
+	}
+	if len(failed) == len(servers) {
+		for i := range failed {
+			failed[i].Severity = config.Error
+		}
+	}
+	return failed
 }

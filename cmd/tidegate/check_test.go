@@ -118,6 +118,7 @@ func TestCheckOnline(t *testing.T) {
 		{"through a proxy", text("'mqtt://broker.test:1883'") + fmt.Sprintf("proxy = 'http://%s'\n", web.Listener.Addr()), 0, ""},
 		{"through no proxy", text(up) + fmt.Sprintf("proxy = 'http://%s'\n", gone), 69, ":4:12: "},
 		{"wrong", text(), 78, ":4:11: "},
+		{"a broker of one's own", text(up) + "[broker]\nmode = 'external'\n[broker.external]\nservers = [" + up + "]", 0, ":4:12: "},
 	} {
 		got := runCommand(cmdCheck, "", "--online", "--config", configFile(t, c.text))
 		if n := strings.Count(got.err, "uplink.c.servers: "); got.code != c.code || (n == 1) != (c.at != "") ||
@@ -127,6 +128,22 @@ func TestCheckOnline(t *testing.T) {
 		if told := strings.Contains(got.err, "not tried by this build"); told != (c.code != 78) {
 			t.Errorf("%s: what was not tried: %+v", c.name, got)
 		}
+	}
+}
+
+// TestCheckOnlineBroker: a broker of the user's own is looked for as well.
+func TestCheckOnlineBroker(t *testing.T) {
+	gone, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := gone.Close(); err != nil {
+		t.Fatal(err)
+	}
+	text := fmt.Sprintf("[route.r]\nfrom = ['a']\n[broker]\nmode = 'external'\n[broker.external]\nservers = ['mqtt://%s']\n", gone.Addr())
+	got := runCommand(cmdCheck, "", "--online", "--config", configFile(t, text))
+	if got.code != 69 || !strings.Contains(got.err, ":6:12: broker.external.servers: mqtt://"+gone.Addr().String()+": dial: ") {
+		t.Errorf("%+v", got)
 	}
 }
 

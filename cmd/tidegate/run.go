@@ -109,10 +109,13 @@ func (g *gateway) run(ctx context.Context, hurry <-chan struct{}) error {
 	parts = append(parts,
 		part{"memory", keepSmall, adminPatience},
 		part{"files", func(ctx context.Context) error { return watched{g.users, g.certificates()}.watch(ctx, g.log) }, adminPatience},
-		part{"forwarder", func(ctx context.Context) error { return g.forwarder.Run(ctx, g.broker.Deliver) }, forwarderPatience},
+		part{"forwarder", func(ctx context.Context) error { return g.forwarder.Run(ctx, g.deliver) }, forwarderPatience},
 		part{"edge", g.broker.Run, edgePatience},
 	)
-	if len(g.bridges) > 0 {
+	if g.external != nil {
+		parts = append(parts, part{"broker", g.external.Run, bridgesPatience})
+	}
+	if len(g.ownBridges()) > 0 {
 		parts = append(parts, part{"bridges", g.runBridges, bridgesPatience})
 	}
 	err := supervise(ctx, parts, g.ready, hurry, g.log)

@@ -7,6 +7,7 @@ import (
 
 	"tidegate/admin"
 	"tidegate/admin/metrics"
+	"tidegate/message"
 )
 
 // gateway is the admin.Source.
@@ -18,6 +19,11 @@ func (g *gateway) Ready() error {
 	}
 	if err := g.buffer.Stats().LastError; err != nil {
 		return fmt.Errorf("the disk fails: %w", err)
+	}
+	if g.external != nil {
+		if s := g.external.Status(); !s.Up {
+			return fmt.Errorf("the broker of the devices: %s", s.LastError)
+		}
 	}
 	return nil
 }
@@ -78,5 +84,10 @@ func (g *gateway) Status() admin.Status {
 
 // announce publishes the state of the gateway, retained, on the local side. The uplinks tell the cloud themselves.
 func (g *gateway) announce(state string) {
-	g.deliverState(g.stateMessage("tidegate/"+g.config.Gateway.ID+"/status", state))
+	g.deliverState(g.gatewayState(state))
+}
+
+// gatewayState is the message that says so.
+func (g *gateway) gatewayState(state string) message.Message {
+	return g.stateMessage("tidegate/"+g.config.Gateway.ID+"/status", state)
 }

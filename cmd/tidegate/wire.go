@@ -17,6 +17,7 @@ import (
 	"tidegate/admin"
 	"tidegate/admin/metrics"
 	"tidegate/bridges"
+	"tidegate/bridges/external"
 	"tidegate/buffer"
 	"tidegate/config"
 	"tidegate/edge"
@@ -38,7 +39,8 @@ type gateway struct {
 	broker    *edge.Broker
 	uplinks   []*uplink.Client
 	bridges   []bridges.Bridge
-	admin     *admin.Server // nil: off
+	external  *external.Bridge // the broker of the user's own, one of bridges; nil: none
+	admin     *admin.Server    // nil: off
 	socket    *admin.Socket
 	// up says that every listener accepts.
 	up atomic.Bool

@@ -38,6 +38,7 @@ var mayImport = map[string][]string{
 	"bridges":            {"message"},
 	"bridges/coap":       {"bridges", "message", "config", "access", "bridges/coap/wire"},
 	"bridges/coap/wire":  {},
+	"bridges/external":   {"bridges", "message", "config"},
 	"bridges/opcua":      {"bridges", "message", "config", "access", "bridges/opcua/link"},
 	"bridges/opcua/link": {},
 
@@ -66,7 +67,7 @@ var testsMayImport = map[string][]string{
 // library has one owner, so that replacing it touches one place.
 var owners = map[string][]string{
 	"github.com/mochi-mqtt/server/v2":         {"edge"},
-	"github.com/mochi-mqtt/server/v2/packets": {"edge", "forwarder/uplink", "internal/testpeer"},
+	"github.com/mochi-mqtt/server/v2/packets": {"edge", "forwarder/uplink", "bridges/external", "internal/testpeer"},
 	"github.com/eclipse/paho.golang":          {"forwarder/uplink"},
 	"github.com/eclipse/paho.mqtt.golang":     {"forwarder/uplink"},
 	"github.com/klauspost/compress":           {"buffer", "message/envelope"},

@@ -13,9 +13,15 @@ import (
 // readmeCommands returns the commands of a section of the README.
 func readmeCommands(t *testing.T, heading string) string {
 	t.Helper()
-	_, text, ok := strings.Cut(readFile(t, "../../README.md"), "\n## "+heading)
+	return pageCommands(t, "README.md", heading)
+}
+
+// pageCommands returns the commands of a section of a page.
+func pageCommands(t *testing.T, page, heading string) string {
+	t.Helper()
+	_, text, ok := strings.Cut(readFile(t, "../../"+page), "\n## "+heading)
 	if !ok {
-		t.Fatalf("README.md has no section %q", heading)
+		t.Fatalf("%s has no section %q", page, heading)
 	}
 	text, _, _ = strings.Cut(text, "\n## ")
 	script := ""
@@ -23,7 +29,7 @@ func readmeCommands(t *testing.T, heading string) string {
 		script += b[1]
 	}
 	if script == "" {
-		t.Fatalf("README.md has no commands below %q", heading)
+		t.Fatalf("%s has no commands below %q", page, heading)
 	}
 	return script
 }
@@ -34,7 +40,7 @@ func runReadme(t *testing.T, script string, replace ...string) string {
 	t.Helper()
 	for i := 0; i < len(replace); i += 2 {
 		if !strings.Contains(script, replace[i]) {
-			t.Fatalf("README.md does not name %q", replace[i])
+			t.Fatalf("the commands do not name %q", replace[i])
 		}
 	}
 	dir, err := os.MkdirTemp("", "tgguide")
@@ -42,9 +48,7 @@ func runReadme(t *testing.T, script string, replace ...string) string {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
-	for _, folder := range []string{"coap", "site"} {
-		t.Cleanup(func() { endByPidFiles(t, filepath.Join(dir, folder)) })
-	}
+	t.Cleanup(func() { endByPidFiles(t, filepath.Join(dir, "*")) })
 	if err := os.Symlink(program, filepath.Join(dir, "tidegate")); err != nil {
 		t.Fatal(err)
 	}
@@ -106,6 +110,19 @@ func TestGuideListeners(t *testing.T) {
 		if !strings.Contains(shown, want) {
 			t.Errorf("want %q in\n%s", want, shown)
 		}
+	}
+}
+
+// TestExternalGuide does what docs/external.md says about two gateways at a broker of one's own.
+func TestExternalGuide(t *testing.T) {
+	shown := runReadme(t, pageCommands(t, "docs/external.md", "Trying it"), "18841", strconv.Itoa(freePort(t)), "18842", strconv.Itoa(freePort(t)))
+	for i := range 10 {
+		if want := "value " + strconv.Itoa(i+1) + "\n"; !strings.Contains(shown, want) {
+			t.Errorf("want %q in\n%s", want, shown)
+		}
+	}
+	if !strings.Contains(shown, "hall-two: ready") {
+		t.Errorf("shown: %s", shown)
 	}
 }
 
