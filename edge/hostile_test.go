@@ -345,6 +345,11 @@ func TestSubscribeFlood(t *testing.T) {
 	if code := subscribe(t, deep, limit+"/", 1); code != codeFilterInvalid {
 		t.Errorf("one more: %#x", code)
 	}
+	for n, want := range map[int]byte{maxFilterBytes: 1, maxFilterBytes + 1: codeQuota} {
+		if code := subscribe(t, deep, strings.Repeat("x", n), 1); code != want {
+			t.Errorf("a filter of %d bytes: %#x", n, code)
+		}
+	}
 	_ = deep.Publish(1, limit+"/", 1, nil)
 	if ack := expect(t, deep, packets.Puback); ack.ReasonCode != codeTopicInvalid {
 		t.Errorf("published one more: %#x", ack.ReasonCode)

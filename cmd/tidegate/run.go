@@ -140,4 +140,5 @@ func (g *gateway) ready() {
 		bound = append(bound, "admin", g.admin.Addr().String())
 	}
 	g.log.Info("ready", bound...)
+	g.auditRules()
 }

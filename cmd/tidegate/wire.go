@@ -2,6 +2,8 @@ package main
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -88,6 +90,16 @@ func build(ctx context.Context, c *config.Config, log *slog.Logger, s seams) (_ 
 		return nil, err
 	}
 	return g, g.openAdmin(ctx, reg, s)
+}
+
+// auditRules writes which rules decide from now on, so that a change of them can be found in the log.
+func (g *gateway) auditRules() {
+	h := sha256.New()
+	for _, r := range g.config.Auth.Rules {
+		fmt.Fprintf(h, "%q %q %q %q %q\n", r.User, r.Publish, r.Subscribe, r.DenyPublish, r.DenySubscribe)
+	}
+	g.log.Info("access rules in use", "audit", true, "rules", len(g.config.Auth.Rules), "digest", hex.EncodeToString(h.Sum(nil))[:12],
+		"users_file", g.config.Auth.UsersFile)
 }
 
 // openBroker makes the broker and binds its listeners. Each try registers its metrics in a registry of its own, of which
