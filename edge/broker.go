@@ -53,6 +53,9 @@ type Options struct {
 	Store session.Store
 	// Audit is told who came in and who did not; nil: Log with audit=true. How much it is told is bounded.
 	Audit *slog.Logger
+	// MaxConns bounds the connections of all listeners together, where fewer than twice the clients and 64 are possible: for
+	// want of file descriptors. 0: no further bound.
+	MaxConns int
 	// ConnectTimeout is how long TLS, WebSocket and CONNECT together may take. 0 means 10 s.
 	ConnectTimeout time.Duration
 	// Shutdown is how long Run may take to end after its context did. 0 means 5 s.
@@ -105,7 +108,7 @@ func New(o Options) (*Broker, error) {
 	if o.Audit == nil {
 		o.Audit = o.Log.With("audit", true)
 	}
-	b := &Broker{o: o, log: o.Log, audit: newAudit(o.Audit), limits: connectionLimits(o.Broker)}
+	b := &Broker{o: o, log: o.Log, audit: newAudit(o.Audit), limits: connectionLimits(o)}
 	b.metrics = newMetrics(o.Metrics, b)
 	b.sessions = session.New(session.Options{
 		QueueBytes: int64(o.Broker.SessionQueue), RetainedLimit: o.Broker.RetainedLimit, Store: o.Store,

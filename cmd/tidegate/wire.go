@@ -109,7 +109,7 @@ func (g *gateway) openBroker(ctx context.Context, reg *prometheus.Registry, s se
 	err := handOver(ctx, s.patience, g.log, "the addresses of the listeners", func() (err error) {
 		own = prometheus.NewRegistry()
 		g.broker, err = edge.New(edge.Options{
-			Listeners: g.config.Listeners, Broker: g.config.Broker, Ingest: g.forwarder.Ingest, ACL: g.users,
+			Listeners: g.config.Listeners, Broker: g.config.Broker, Ingest: g.forwarder.Ingest, ACL: g.users, MaxConns: maxConns(),
 			Log: g.log.With("part", "edge"), Metrics: own,
 		})
 		return err
