@@ -14,7 +14,9 @@ import (
 	"fmt"
 	"hash/maphash"
 	"log/slog"
+	"maps"
 	"net"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -122,8 +124,8 @@ func New(o Options) (*Broker, error) {
 	if err := b.newServer(); err != nil {
 		return nil, err
 	}
-	for name, l := range o.Listeners {
-		if err := b.bind(name, l); err != nil {
+	for _, name := range slices.Sorted(maps.Keys(o.Listeners)) {
+		if err := b.bind(name, o.Listeners[name]); err != nil {
 			_ = b.Close()
 			return nil, err
 		}

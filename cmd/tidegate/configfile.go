@@ -7,8 +7,13 @@ import "tidegate/config"
 func loadConfig(std stdio, flag string) (c *config.Config, code int, done bool) {
 	c, problems := inspect(flag)
 	if problems.Wrong() {
-		printProblems(std.err, problems)
-		return nil, std.fail(exitConfig, "the configuration is wrong; correct it and look again with tidegate check"), true
+		return nil, wrongConfig(std, problems), true
 	}
 	return c, exitOK, false
+}
+
+// wrongConfig says what is wrong and returns the exit code for that.
+func wrongConfig(std stdio, problems config.Problems) int {
+	printProblems(std.err, problems)
+	return std.fail(exitConfig, "the configuration is wrong; correct it and look again with tidegate check")
 }
