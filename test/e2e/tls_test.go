@@ -76,6 +76,9 @@ func TestCertificatesLive(t *testing.T) {
 	if r := g.run("status"); r.code != 0 || !strings.Contains(r.out, "warning: listener web: certificate ") {
 		t.Errorf("status: %v", r)
 	}
+	if r := g.run("buffer", "ls"); r.code != 0 {
+		t.Errorf("buffer ls: %v", r)
+	}
 	publish(t, secure, append(g.own("b"), "-q", "1", "-t", "x/1", "-m", "with the earlier key")...)
 
 	g.move("server.key", "broken.key")
