@@ -472,3 +472,36 @@ func TestUser(t *testing.T) {
 		t.Errorf("no certificate: %q, %v", user, err)
 	}
 }
+
+// TestReloadThroughLinks: files are often replaced by turning a symbolic link to another folder, in one step for both.
+func TestReloadThroughLinks(t *testing.T) {
+	s := newSite(t)
+	for _, dir := range []string{"one", "two"} {
+		if err := os.Mkdir(s.path(dir), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		s.write(dir+"/server", s.server())
+	}
+	turn := func(to string) {
+		t.Helper()
+		if err := os.Symlink(to, s.path("next")); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Rename(s.path("next"), s.path("current")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	turn("one")
+	server := s.open(func(c *config.TLS) {
+		c.ClientAuth, c.Cert, c.Key = config.ClientAuthNone, s.path("current/server.crt"), s.path("current/server.key")
+	})
+	for _, to := range []string{"two", "one"} {
+		turn(to)
+		if changed, err := server.Reload(); err != nil || len(changed) != 1 {
+			t.Errorf("turned to %s: %v, %v", to, changed, err)
+		}
+		if changed, err := server.Reload(); err != nil || changed != nil {
+			t.Errorf("nothing turned: %v, %v", changed, err)
+		}
+	}
+}

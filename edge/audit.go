@@ -25,7 +25,7 @@ func (a *audit) event(msg string, args ...any) { a.log.Info(msg, args...) }
 
 // login writes that a client was let in.
 func (a *audit) login(args ...any) {
-	if silent, ok := a.admitted.take(time.Now()); ok {
+	if silent, ok := a.admitted.take(time.Now(), 0); ok {
 		a.log.Info("client admitted", withSilent(args, silent)...)
 	}
 }
@@ -36,8 +36,7 @@ func (a *audit) refused(s *sparing, msg, reason, client string, args ...any) {
 	if !ok {
 		return
 	}
-	more, ok := a.turned.take(time.Now())
-	if !ok {
+	if silent, ok = a.turned.take(time.Now(), silent); !ok {
 		return
 	}
 	for i, v := range args {
@@ -48,7 +47,7 @@ func (a *audit) refused(s *sparing, msg, reason, client string, args ...any) {
 			args[i] = brief(v.Error())
 		}
 	}
-	a.log.Warn(msg, append(args, "reason", reason, "not_logged", silent+more)...)
+	a.log.Warn(msg, append(args, "reason", reason, "not_logged", silent)...)
 }
 
 // maxBrief is how much of what a stranger wrote is kept or logged, in bytes: a client identifier may have 65,535.
@@ -83,14 +82,15 @@ func newBucket(size, perSecond float64) bucket {
 	return bucket{mu: &sync.Mutex{}, size: size, rate: perSecond, level: size}
 }
 
-// take reports whether a line may be written, and how many were not since the last one.
-func (b *bucket) take(now time.Time) (silent int, ok bool) {
+// take reports whether a line may be written, and how many were not since the last one, of which the caller knows some.
+func (b *bucket) take(now time.Time, known int) (silent int, ok bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if !b.at.IsZero() {
 		b.level = min(b.size, b.level+b.rate*now.Sub(b.at).Seconds())
 	}
 	b.at = now
+	b.silent += known
 	if b.level < 1 {
 		b.silent++
 		return 0, false

@@ -14,7 +14,9 @@ import (
 	"fmt"
 	"hash/maphash"
 	"log/slog"
+	"maps"
 	"net"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -58,6 +60,9 @@ type Options struct {
 	Audit *slog.Logger
 	// Store keeps sessions and retained messages over a restart; nil means in memory.
 	Store *session.Store
+	// MaxConns bounds the connections of all listeners together, where fewer than twice the clients and 64 are possible: for
+	// want of file descriptors. 0: no further bound.
+	MaxConns int
 	// ConnectTimeout is how long TLS, WebSocket and CONNECT together may take. 0 means 10 s.
 	ConnectTimeout time.Duration
 	// Shutdown is how long Run may take to end after its context did. 0 means 5 s.
@@ -111,7 +116,7 @@ func New(o Options) (*Broker, error) {
 	if o.Store != nil && o.IngestWith == nil {
 		return nil, errors.New("edge: a store of sessions needs IngestWith")
 	}
-	b := &Broker{o: o, log: o.Log, audit: newAudit(o.Audit), limits: connectionLimits(o.Broker)}
+	b := &Broker{o: o, log: o.Log, audit: newAudit(o.Audit), limits: connectionLimits(o)}
 	b.take = b.ingest
 	b.metrics = newMetrics(o.Metrics, b)
 	b.wills.pending = make(map[string]pendingWill)
@@ -121,8 +126,8 @@ func New(o Options) (*Broker, error) {
 	if err := b.newServer(); err != nil {
 		return nil, err
 	}
-	for name, l := range o.Listeners {
-		if err := b.bind(name, l); err != nil {
+	for _, name := range slices.Sorted(maps.Keys(o.Listeners)) {
+		if err := b.bind(name, o.Listeners[name]); err != nil {
 			_ = b.Close()
 			return nil, err
 		}

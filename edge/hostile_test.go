@@ -116,7 +116,14 @@ func TestHalfOpen(t *testing.T) {
 
 // TestOneSourceCannotTakeAll: connections from one address are closed above their share, and other addresses come in.
 func TestOneSourceCannotTakeAll(t *testing.T) {
-	b := startBroker(t, func(o *Options) { o.Broker.MaxClients = 100 }) // 264 connections, 198 from one address
+	for _, c := range []struct{ maxConns, refused int }{{0, 400 - 198}, {100, 400 - 75}} { // of 264, or of 100
+		oneSource(t, c.maxConns, c.refused)
+	}
+}
+
+func oneSource(t *testing.T, maxConns, refused int) {
+	t.Helper()
+	b := startBroker(t, func(o *Options) { o.Broker.MaxClients, o.MaxConns = 100, maxConns })
 	from := func(ip string) (net.Conn, error) {
 		d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(ip)}}
 		return d.Dial("tcp", b.addr)
@@ -128,7 +135,7 @@ func TestOneSourceCannotTakeAll(t *testing.T) {
 		}
 		defer c.Close()
 	}
-	eventually(t, "some are closed", func() bool { return b.metric(t, "tidegate_refused_connections_total") == 202 })
+	eventually(t, "some are closed", func() bool { return b.metric(t, "tidegate_refused_connections_total") == float64(refused) })
 	connect(t, b.addr, rawOptions{ID: "other"}) // from 127.0.0.1
 }
 
@@ -344,6 +351,11 @@ func TestSubscribeFlood(t *testing.T) {
 	}
 	if code := subscribe(t, deep, limit+"/", 1); code != codeFilterInvalid {
 		t.Errorf("one more: %#x", code)
+	}
+	for n, want := range map[int]byte{maxFilterBytes: 1, maxFilterBytes + 1: codeQuota} {
+		if code := subscribe(t, deep, strings.Repeat("x", n), 1); code != want {
+			t.Errorf("a filter of %d bytes: %#x", n, code)
+		}
 	}
 	_ = deep.Publish(1, limit+"/", 1, nil)
 	if ack := expect(t, deep, packets.Puback); ack.ReasonCode != codeTopicInvalid {

@@ -30,12 +30,17 @@ const messageRoom = 64 << 10
 // connectionLimits bounds the connections of all listeners together: twice the clients, as those that are being closed and
 // those that have not said who they are count too. No source address can take more than three quarters of them, so that one
 // that opens connections and says nothing keeps nobody else out.
-func connectionLimits(c config.Broker) *gate.Limits {
-	perSource := c.MaxClients + c.MaxClients/2 + 48
+func connectionLimits(o Options) *gate.Limits {
+	c := o.Broker
+	all := 2*c.MaxClients + 64
+	if o.MaxConns > 0 {
+		all = min(all, o.MaxConns)
+	}
+	perSource := all - all/4
 	if c.MaxClientsPerSource > 0 {
 		perSource = min(perSource, 2*c.MaxClientsPerSource+16)
 	}
-	return gate.NewLimits(2*c.MaxClients+64, perSource, c.MaxConnectRate.PerSecond(), 0)
+	return gate.NewLimits(all, perSource, c.MaxConnectRate.PerSecond(), 0)
 }
 
 // bind makes the listener of that name.

@@ -10,8 +10,12 @@ import (
 	"tidegate/message"
 )
 
-// maxFilters bounds the subscriptions of one session.
-const maxFilters = 10000
+// Bounds of the subscriptions of one session: how many, and the bytes of each filter, so that nobody stores hundreds of megabytes
+// by them.
+const (
+	maxFilters     = 10000
+	maxFilterBytes = 4096
+)
 
 // readSubscribe answers a SUBSCRIBE. The SUBACK is written by the session, between the subscriptions and what they bring.
 func (p *peer) readSubscribe(pk *packets.Packet) {
@@ -29,7 +33,7 @@ func (p *peer) readSubscribe(pk *packets.Packet) {
 			return
 		}
 		codes[i] = p.maySubscribe(f.Filter)
-		if codes[i] == codeSuccess && i >= room {
+		if codes[i] == codeSuccess && (i >= room || len(f.Filter) > maxFilterBytes) {
 			codes[i] = codeQuota
 		}
 		if codes[i] == codeSuccess {

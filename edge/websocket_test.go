@@ -51,8 +51,38 @@ func (c *webConn) Write(p []byte) (int, error) {
 	return len(p), c.ws.WriteMessage(websocket.BinaryMessage, p)
 }
 
-// TestOverWebSocket: what ends a connection is told over WebSocket as it is elsewhere, and what a client sent before it came by
-// another connection is taken.
+// TestTakeOverOnEveryListener: what a client sent before it came by another connection is taken, and the old one is told why it
+// ends, through TLS and WebSocket as well.
+func TestTakeOverOnEveryListener(t *testing.T) {
+	p := newPKI(t)
+	yes := true
+	b := startBroker(t, func(o *Options) {
+		o.Listeners = map[string]config.Listener{
+			"test": {Listen: "ws://127.0.0.1:0", Anonymous: &yes},
+			"tls":  p.listener("mqtts://127.0.0.1:0", config.ClientAuthRequire),
+			"wss":  p.listener("wss://127.0.0.1:0", config.ClientAuthRequire),
+		}
+	})
+	device := p.device("x", "x")
+	const each = 50
+	for _, o := range []rawOptions{{ID: "test", WebSocket: true}, {ID: "tls", TLS: device}, {ID: "wss", TLS: device, WebSocket: true}} {
+		o.V, o.Clean = 5, true
+		addr := b.Addrs()[o.ID].String()
+		before := b.disk.n.Load()
+		for i := range each {
+			old := connect(t, addr, o)
+			_ = old.Publish(0, "a", 0, number(i))
+			fresh := connect(t, addr, o)
+			if before := closed(t, old); len(before) != 1 || before[0].ReasonCode != codeTakenOver {
+				t.Fatalf("%s: the old connection got %v", o.ID, before)
+			}
+			fresh.Disconnect()
+		}
+		eventually(t, "every message is taken", func() bool { return b.disk.n.Load()-before == each })
+	}
+}
+
+// TestOverWebSocket: what ends a connection is told over WebSocket as it is elsewhere.
 func TestOverWebSocket(t *testing.T) {
 	yes := true
 	b := startBroker(t, func(o *Options) {
@@ -62,17 +92,6 @@ func TestOverWebSocket(t *testing.T) {
 		o.V, o.Clean, o.WebSocket = 5, true, true
 		return o
 	}
-	for i := range 50 {
-		old := connect(t, b.addr, web(rawOptions{ID: "same"}))
-		_ = old.Publish(0, "a", 0, number(i))
-		fresh := connect(t, b.addr, web(rawOptions{ID: "same"}))
-		if before := closed(t, old); len(before) != 1 || before[0].ReasonCode != codeTakenOver {
-			t.Fatalf("the old connection got %v", before)
-		}
-		fresh.Disconnect()
-	}
-	eventually(t, "every message is taken", func() bool { return b.disk.n.Load() == 50 })
-
 	c := connect(t, b.addr, web(rawOptions{ID: "alive", KeepAlive: 1}))
 	if before := closed(t, c); len(before) > 1 || len(before) == 1 && before[0].FixedHeader.Type != packets.Disconnect {
 		t.Errorf("a silent client got %v", before)

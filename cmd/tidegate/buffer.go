@@ -93,7 +93,7 @@ func parseBuffer(std stdio, name, synopsis string, args []string, has ...string)
 	if l := f.sel.lane; l != "" && l != "normal" && l != "urgent" {
 		return f, nil, std.fail(exitUsage, "buffer %s: --lane %s: want normal or urgent", name, l), true
 	}
-	c, code, done = loadConfig(std, f.file)
+	c, code, done = loadStored(std, f.file)
 	return f, c, code, done
 }
 

@@ -143,4 +143,5 @@ func (g *gateway) ready() {
 		bound = append(bound, "admin", g.admin.Addr().String())
 	}
 	g.log.Info("ready", bound...)
+	g.auditRules()
 }

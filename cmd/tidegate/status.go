@@ -23,13 +23,20 @@ func cmdStatus(args []string, std stdio) int {
 	if fs.NArg() > 0 {
 		return std.fail(exitUsage, "status: unexpected argument %q; name the file with --config", fs.Arg(0))
 	}
-	c, code, done := loadConfig(std, *file)
-	if done {
-		return code
-	}
+	c, problems := inspect(*file)
 	var s admin.Status
-	if err := dialGateway(c).call(http.MethodGet, pathStatus, nil, &s); err != nil {
+	err := admin.ErrNoGateway
+	if c != nil {
+		err = dialGateway(c).call(http.MethodGet, pathStatus, nil, &s)
+	}
+	switch {
+	case err != nil && problems.Wrong():
+		return wrongConfig(std, problems)
+	case err != nil:
 		return gatewayFailed(std, "status", c, err)
+	case problems.Wrong(): // it changed since, and now is when somebody wants to know how the gateway does
+		printProblems(std.err, problems)
+		fmt.Fprintln(std.err, "tidegate: the configuration is wrong as it stands now; this is the gateway that was started before")
 	}
 	if *asJSON {
 		return std.printJSON(s)

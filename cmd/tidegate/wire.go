@@ -2,6 +2,8 @@ package main
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -96,6 +98,16 @@ func build(ctx context.Context, c *config.Config, log *slog.Logger, s seams) (_ 
 	return g, g.openAdmin(ctx, reg, s)
 }
 
+// auditRules writes which rules decide from now on, so that a change of them can be found in the log.
+func (g *gateway) auditRules() {
+	h := sha256.New()
+	for _, r := range g.config.Auth.Rules {
+		fmt.Fprintf(h, "%q %q %q %q %q\n", r.User, r.Publish, r.Subscribe, r.DenyPublish, r.DenySubscribe)
+	}
+	g.log.Info("access rules in use", "audit", true, "rules", len(g.config.Auth.Rules), "digest", hex.EncodeToString(h.Sum(nil))[:12],
+		"users_file", g.config.Auth.UsersFile)
+}
+
 // openBroker makes the broker and binds its listeners. Each try registers its metrics in a registry of its own, of which
 // only the last one is shown.
 func (g *gateway) openBroker(ctx context.Context, reg *prometheus.Registry, s seams) error {
@@ -111,8 +123,8 @@ func (g *gateway) openBroker(ctx context.Context, reg *prometheus.Registry, s se
 		own = prometheus.NewRegistry()
 		g.broker, err = edge.New(edge.Options{
 			Listeners: g.config.Listeners, Broker: g.config.Broker, Ingest: g.forwarder.Ingest, ACL: g.users,
-			HideReasons: g.config.Auth.HideReasons,
-			IngestWith:  ingest, Store: g.sessions, Log: g.log.With("part", "edge"), Metrics: own,
+			HideReasons: g.config.Auth.HideReasons, MaxConns: maxConns(),
+			IngestWith: ingest, Store: g.sessions, Log: g.log.With("part", "edge"), Metrics: own,
 		})
 		return err
 	})
