@@ -26,6 +26,7 @@ type gatekeeper struct {
 	forgotten prometheus.Counter
 	delivered []message.Message
 	answer    error // of the local side
+	ticket    message.Ticket
 }
 
 var guarded = config.Command{From: "cmd/#", To: "{rest}", ID: "tg-id", Time: "tg-time", ReplayWindow: config.Age(7 * 24 * time.Hour)}
@@ -50,11 +51,11 @@ func keepGate(t *testing.T, dir string, rule config.Command, o buffer.Options) *
 	}
 	k.c = &commands{
 		gateway: "gw", uplink: "cloud", rules: rules, results: k.results, log: slog.New(slog.DiscardHandler), guard: g,
-		deliver: func(_ context.Context, m message.Message) error {
+		deliver: func(_ context.Context, m message.Message) (message.Ticket, error) {
 			if k.answer == nil {
 				k.delivered = append(k.delivered, m)
 			}
-			return k.answer
+			return k.ticket, k.answer
 		},
 	}
 	return k
@@ -197,10 +198,47 @@ func TestIdentityThatDoesNotReachTheDisk(t *testing.T) {
 	k.take(command("a", "0"), commandReplayed)
 	k.take(command("a", ""), commandDelivered)
 	k.wantDelivered(3)
+	if n := len(k.c.guard.order); n > 3 {
+		t.Errorf("order has grown to %d", n)
+	}
 	disk.failing.Store(false)
 	eventually(t, "it is acknowledged", func() bool { return k.c.accept(t.Context(), command("a", "1")) == nil })
 	k.take(command("a", "1"), commandReplayed)
 	k.wantDelivered(3)
+	k.close()
+	k = keepGate(t, dir, guarded, buffer.Options{})
+	defer k.close()
+	k.take(command("a", "1"), commandReplayed)
+}
+
+// lateDisk is the disk of a local side, which says how it went when it is asked.
+type lateDisk struct{ err error }
+
+func (d *lateDisk) Durable(uint64) bool                { return d.err == nil }
+func (d *lateDisk) Notify(_ uint64, f func(error))     { f(d.err) }
+func (d *lateDisk) Wait(context.Context, uint64) error { return d.err }
+
+// TestLocalSideDoesNotReachTheDisk: the command is neither acknowledged nor remembered, and delivered when it comes again.
+func TestLocalSideDoesNotReachTheDisk(t *testing.T) {
+	dir := t.TempDir()
+	k := keepGate(t, dir, guarded, buffer.Options{})
+	disk := &lateDisk{err: errDisk}
+	k.ticket = message.NewTicket(disk, 1)
+	for _, m := range []message.Message{command("a", "1"), command("a", "")} {
+		for range 2 {
+			if err := k.offer(m, commandFailed); !errors.Is(err, errDisk) {
+				t.Errorf("%v: %v", m.Properties, err)
+			}
+		}
+	}
+	if n := k.c.guard.size(); n != 0 {
+		t.Errorf("%d identities are remembered", n)
+	}
+	disk.err = nil
+	k.take(command("a", "1"), commandDelivered)
+	k.take(command("a", "1"), commandReplayed)
+	k.take(command("a", ""), commandDelivered)
+	k.wantDelivered(6)
 	k.close()
 	k = keepGate(t, dir, guarded, buffer.Options{})
 	defer k.close()
@@ -354,7 +392,7 @@ func TestSameIdentityOverTwoUplinks(t *testing.T) {
 		}
 		c := &commands{
 			uplink: o.name, rules: o.rules, guard: o.guard, results: r.f.metrics.commands, log: slog.New(slog.DiscardHandler),
-			deliver: func(context.Context, message.Message) error { n++; return nil },
+			deliver: Kept(func(context.Context, message.Message) error { n++; return nil }),
 		}
 		for range 2 {
 			if err := c.accept(t.Context(), command("a", "1")); err != nil {

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"tidegate/config"
+	"tidegate/forwarder"
 )
 
 // How long each part may take to stop. What is longer than a service manager waits would not help.
@@ -108,7 +109,7 @@ func (g *gateway) run(ctx context.Context, hurry <-chan struct{}) error {
 	parts = append(parts,
 		part{"memory", keepSmall, adminPatience},
 		part{"users", func(ctx context.Context) error { return watchUsers(ctx, g.users, g.log) }, adminPatience},
-		part{"forwarder", func(ctx context.Context) error { return g.forwarder.Run(ctx, g.broker.Deliver) }, forwarderPatience},
+		part{"forwarder", func(ctx context.Context) error { return g.forwarder.Run(ctx, forwarder.Kept(g.broker.Deliver)) }, forwarderPatience},
 		part{"edge", g.broker.Run, edgePatience},
 	)
 	if len(g.bridges) > 0 {
