@@ -189,6 +189,9 @@ func (c *commands) handOver(ctx context.Context, rule *commandRule, m message.Me
 	}
 	m.Topic, m.Dup = local, false
 	m.Properties = rule.clean(m.Properties)
+	if strings.ContainsAny(m.ResponseTopic, "+#") {
+		m.ResponseTopic = "" // nobody may be sent one [MQTT-3.3.2-14]
+	}
 	m.Source = message.Source{Protocol: message.Uplink, Client: c.uplink}
 	if m.ID.IsZero() {
 		m.ID = message.NewID()

@@ -15,7 +15,7 @@ import (
 
 const (
 	// maxIdentities bounds the identities of commands that are remembered for one uplink; beyond it the oldest is forgotten, which is
-	// counted. One takes about 100 bytes of memory.
+	// counted. One takes about 110 bytes of memory.
 	maxIdentities = 1 << 16
 	// identityBytes bounds their records on disk; maxIdentities of them fit, each in a commit of its own.
 	identityBytes = 16 << 20
@@ -42,17 +42,22 @@ type guard struct {
 	// mu guards what follows. It is not held while something is appended or waited for.
 	mu    sync.Mutex
 	known map[commandKey]remembered
-	open  map[commandKey]message.Ticket // those that are not known to be on disk, with the ticket of the local side
-	order []slot                        // by age; an older one of a key that is there twice means nothing
-	head  int                           // order begins here
+	open  map[commandKey]opening
+	order []slot // by age; an older one of a key that is there twice means nothing
+	head  int    // order begins here
 }
 
 // remembered is what is known of an identity.
 type remembered struct {
-	seq    buffer.Seq    // of its record; 0: it was not appended
-	pos    buffer.Pos    // of its append
-	until  time.Duration // since guard.start
-	listed bool          // in guard.order without a record
+	seq   buffer.Seq    // of its record; 0: it has none
+	until time.Duration // since guard.start
+}
+
+// opening is an identity that is not known to be on disk.
+type opening struct {
+	pos    buffer.Pos     // of the append of its record
+	kept   message.Ticket // of the local side, for the command
+	listed bool           // in guard.order without a record
 }
 
 // slot is the place of an identity in guard.order.
@@ -81,7 +86,7 @@ const (
 // openGuard declares the queue and takes in what an earlier process left.
 func openGuard(log *buffer.Log, name string, forgotten prometheus.Counter) (*guard, error) {
 	g := &guard{log: log, forgotten: forgotten, limit: maxIdentities, start: time.Now()}
-	g.known, g.open = map[commandKey]remembered{}, map[commandKey]message.Ticket{}
+	g.known, g.open = map[commandKey]remembered{}, map[commandKey]opening{}
 	var err error
 	g.queue, err = log.Queue(name, buffer.QueueOptions{
 		Bound: log.NewBound(identityBytes, buffer.DropOldest),
@@ -140,7 +145,7 @@ func (g *guard) look(key commandKey) sighting {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	e, ok := g.known[key]
-	t, open := g.open[key]
+	o, open := g.open[key]
 	switch {
 	case !ok:
 		return unseen
@@ -149,7 +154,7 @@ func (g *guard) look(key commandKey) sighting {
 		return unseen
 	case !open:
 		return seen
-	case e.seq != 0 && g.log.Durable(e.pos) && t.Durable():
+	case e.seq != 0 && g.log.Durable(o.pos) && o.kept.Durable():
 		delete(g.open, key)
 		return seen
 	}
@@ -161,7 +166,7 @@ func (g *guard) delivered(key commandKey, t message.Ticket, life time.Duration) 
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.known[key] = remembered{until: time.Since(g.start) + life}
-	g.open[key] = t
+	g.open[key] = opening{kept: t}
 }
 
 // remember puts the identity of a command that was delivered on disk, and waits for that and for what the local side keeps of the command.
@@ -169,24 +174,24 @@ func (g *guard) delivered(key commandKey, t message.Ticket, life time.Duration) 
 // of ctx, look says pending, and remember has to be called again.
 func (g *guard) remember(ctx context.Context, key commandKey) error {
 	g.mu.Lock()
-	e, t := g.known[key], g.open[key]
+	e, o := g.known[key], g.open[key]
 	g.mu.Unlock()
 	if e.seq == 0 {
 		life := max(e.until-time.Since(g.start), time.Millisecond)
 		rec := []buffer.Record{{Queue: g.queue, Data: append([]byte{identityVersion}, key[:]...), Lifetime: life}}
 		pos, err := g.log.Append(rec...)
 		if err == nil {
-			e.seq, e.pos = rec[0].Seq, pos
+			e.seq, o.pos = rec[0].Seq, pos
 		}
 		g.mu.Lock()
-		g.put(key, e)
+		g.put(key, e, o)
 		g.mu.Unlock()
 		if err != nil {
 			return fmt.Errorf("remember a command: %w", err)
 		}
 	}
-	err := g.log.Wait(ctx, e.pos)
-	kept := t.Wait(ctx)
+	err := g.log.Wait(ctx, o.pos)
+	kept := o.kept.Wait(ctx)
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	switch {
@@ -196,8 +201,8 @@ func (g *guard) remember(ctx context.Context, key commandKey) error {
 		g.forget(key)
 		return fmt.Errorf("deliver command: %w", kept)
 	case err != nil: // it failed for good
-		e.seq, e.pos = 0, 0
-		g.put(key, e)
+		e.seq = 0
+		g.put(key, e, o)
 		return fmt.Errorf("remember a command: %w", err)
 	}
 	delete(g.open, key)
@@ -214,12 +219,12 @@ func (g *guard) forget(key commandKey) {
 }
 
 // put keeps an identity that has a new record, or lost it; mu is held.
-func (g *guard) put(key commandKey, e remembered) {
-	if e.seq != 0 || !e.listed {
+func (g *guard) put(key commandKey, e remembered, o opening) {
+	if e.seq != 0 || !o.listed {
 		g.order = append(g.order, slot{key, e.seq})
 	}
-	e.listed = e.listed || e.seq == 0
-	g.known[key] = e
+	o.listed = o.listed || e.seq == 0
+	g.known[key], g.open[key] = e, o
 	g.trim()
 }
 
@@ -253,7 +258,7 @@ func (g *guard) trim() {
 			done = append(done, s.seq)
 		}
 	}
-	if g.head > len(g.order)/2 {
+	if g.head > 1000+len(g.order)/8 {
 		n := copy(g.order, g.order[g.head:])
 		g.order, g.head = g.order[:n], 0
 	}

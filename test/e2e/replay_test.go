@@ -151,7 +151,7 @@ func (w *wire) publishIdentified(topic, payload, id string) error {
 // handed over to the device's session, in order and once, but for the one in hand at a kill, which is handed over again when its identity
 // was not on disk yet. (What a session holds in memory and has not sent is lost with it.) A replay of them all is dropped whole.
 func TestCommandsThroughKills(t *testing.T) {
-	const least, kills = 500, 8
+	const least, kills = 500, 6
 	c := startCloud(t)
 	line := newProxy(t, c.addr())
 	g := newGateway(t)
