@@ -63,23 +63,32 @@ func (b *Broker) admissible(m *message.Message) error {
 // its topic; message.ErrBusy that a handler's queue was full or the disk could not take it: others may have got it. It waits
 // for the disk.
 func (b *Broker) Deliver(ctx context.Context, m message.Message) error {
-	if err := validName(m.Topic); err != nil {
+	t, err := b.HandOver(ctx, m)
+	if err != nil {
 		return err
+	}
+	if err := t.Wait(ctx); err != nil {
+		return fmt.Errorf("deliver %q: %w: %w", m.Topic, message.ErrBusy, err)
+	}
+	return nil
+}
+
+// HandOver is Deliver without the wait: the ticket is durable when the sessions that are kept have the message on the disk.
+func (b *Broker) HandOver(_ context.Context, m message.Message) (message.Ticket, error) {
+	if err := validName(m.Topic); err != nil {
+		return message.Ticket{}, err
 	}
 	stamp(&m)
 	r, err := b.sessions.Route(session.Publication{Msg: &m})
 	switch {
 	case err != nil:
-		return fmt.Errorf("deliver %q: %w: %w", m.Topic, message.ErrBusy, err)
+		return message.Ticket{}, fmt.Errorf("deliver %q: %w: %w", m.Topic, message.ErrBusy, err)
 	case r.Busy || r.Unstored:
-		return fmt.Errorf("deliver %q: %w", m.Topic, message.ErrBusy)
+		return message.Ticket{}, fmt.Errorf("deliver %q: %w", m.Topic, message.ErrBusy)
 	case r.Matched == 0:
-		return fmt.Errorf("deliver %q: %w", m.Topic, message.ErrNoMatch)
+		return message.Ticket{}, fmt.Errorf("deliver %q: %w", m.Topic, message.ErrNoMatch)
 	}
-	if err := r.Ticket.Wait(ctx); err != nil {
-		return fmt.Errorf("deliver %q: %w: %w", m.Topic, message.ErrBusy, err)
-	}
-	return nil
+	return r.Ticket, nil
 }
 
 // Subscribe gives every message that filter selects to h, one after the other, on a goroutine of its own that ends with

@@ -20,7 +20,7 @@ import (
 type commands struct {
 	gateway, uplink string
 	rules           []commandRule
-	deliver         message.Handler
+	deliver         Deliver
 	results         *prometheus.CounterVec
 	log             *slog.Logger
 	guard           *guard    // nil: no rule remembers identities
@@ -28,6 +28,17 @@ type commands struct {
 	// settled is when the devices have had time to connect again after the start. Until then a command that nobody
 	// subscribes to waits at the cloud.
 	settled time.Time
+}
+
+// Deliver hands a command to the local side. Without an error the command is that side's once the ticket is durable: it did not wait for
+// the disk, so that the identity of the command can be appended behind what it keeps and reach the disk with it.
+type Deliver func(ctx context.Context, m message.Message) (message.Ticket, error)
+
+// Kept is a Deliver for a side that has taken what it is handed when h returns.
+func Kept(h message.Handler) Deliver {
+	return func(ctx context.Context, m message.Message) (message.Ticket, error) {
+		return message.Ticket{}, h(ctx, m)
+	}
 }
 
 // commandGrace is how long after the start commands that nobody subscribes to are not given up: the cloud kept them while
@@ -106,7 +117,14 @@ func (c *commands) handle(ctx context.Context, m message.Message) (string, error
 		if result := c.unfit(rule, &m, id); result != "" {
 			return result, nil
 		}
-		return c.handOver(ctx, rule, m)
+		t, result, err := c.handOver(ctx, rule, m)
+		if err == nil {
+			err = t.Wait(ctx)
+		}
+		if err != nil && result == commandDelivered {
+			return commandFailed, fmt.Errorf("deliver command: %w", err)
+		}
+		return result, err
 	}
 	key := keyOf(m.Topic, id)
 	switch c.guard.look(key) {
@@ -116,11 +134,13 @@ func (c *commands) handle(ctx context.Context, m message.Message) (string, error
 		if result := c.unfit(rule, &m, id); result != "" {
 			return result, nil
 		}
-		if result, err := c.handOver(ctx, rule, m); result != commandDelivered {
+		t, result, err := c.handOver(ctx, rule, m)
+		if result != commandDelivered {
 			return result, err
 		}
+		c.guard.delivered(key, t, rule.life(&m, time.Now()))
 	}
-	if err := c.guard.remember(ctx, key, rule.life(&m, time.Now())); err != nil {
+	if err := c.guard.remember(ctx, key); err != nil {
 		return commandFailed, err
 	}
 	return commandDelivered, nil
@@ -157,36 +177,40 @@ func (c *commands) dropped(result, topic string) {
 }
 
 // handOver maps a command and gives it to the local side.
-func (c *commands) handOver(ctx context.Context, rule *commandRule, m message.Message) (string, error) {
+func (c *commands) handOver(ctx context.Context, rule *commandRule, m message.Message) (message.Ticket, string, error) {
+	var none message.Ticket
 	local, err := c.localTopic(rule, m.Topic)
 	if err == nil && message.Reserved(local) {
 		err = fmt.Errorf("%w: topic %q belongs to the gateway", message.ErrInvalid, local)
 	}
 	if err != nil {
 		c.log.Warn("a command has no usable local topic", "topic", m.Topic, "err", err)
-		return commandInvalid, nil
+		return none, commandInvalid, nil
 	}
 	m.Topic, m.Dup = local, false
 	m.Properties = rule.clean(m.Properties)
+	if strings.ContainsAny(m.ResponseTopic, "+#") {
+		m.ResponseTopic = "" // nobody may be sent one [MQTT-3.3.2-14]
+	}
 	m.Source = message.Source{Protocol: message.Uplink, Client: c.uplink}
 	if m.ID.IsZero() {
 		m.ID = message.NewID()
 	}
-	switch err := c.deliver(ctx, m); {
+	switch t, err := c.deliver(ctx, m); {
 	case err == nil:
-		return commandDelivered, nil
+		return t, commandDelivered, nil
 	case errors.Is(err, message.ErrNoMatch) && time.Now().Before(c.settled):
-		return commandBusy, fmt.Errorf("deliver command: %w: nobody has subscribed to %q since the start", message.ErrBusy, local)
+		return none, commandBusy, fmt.Errorf("deliver command: %w: nobody has subscribed to %q since the start", message.ErrBusy, local)
 	case errors.Is(err, message.ErrNoMatch):
-		return commandNobody, nil
+		return none, commandNobody, nil
 	case errors.Is(err, message.ErrInvalid), errors.Is(err, message.ErrTooLarge), errors.Is(err, message.ErrNotAllowed):
 		// It will never be taken; leaving it unacknowledged would only make the cloud send it for ever.
 		c.log.Warn("a command was refused by the local side", "topic", local, "err", err)
-		return commandInvalid, nil
+		return none, commandInvalid, nil
 	case errors.Is(err, message.ErrBusy):
-		return commandBusy, fmt.Errorf("deliver command: %w", err)
+		return none, commandBusy, fmt.Errorf("deliver command: %w", err)
 	default:
-		return commandFailed, fmt.Errorf("deliver command: %w", err)
+		return none, commandFailed, fmt.Errorf("deliver command: %w", err)
 	}
 }
 

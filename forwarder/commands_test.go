@@ -52,7 +52,7 @@ func TestCommands(t *testing.T) {
 		results := prometheus.NewCounterVec(prometheus.CounterOpts{Name: "x"}, []string{"uplink", "result"})
 		c := &commands{
 			gateway: "gw", uplink: "cloud", rules: rules, results: results, log: slog.New(slog.DiscardHandler),
-			deliver: func(_ context.Context, m message.Message) error { got = &m; return k.answer },
+			deliver: Kept(func(_ context.Context, m message.Message) error { got = &m; return k.answer }),
 		}
 		k.in.Payload = []byte("p")
 		err := c.accept(context.Background(), k.in)
@@ -85,12 +85,12 @@ func TestCommandsWaitForDevicesAfterTheStart(t *testing.T) {
 		c := &commands{
 			gateway: "gw", uplink: "cloud", rules: []commandRule{{from: "#", to: mustTemplate(t, "{topic}")}}, results: results,
 			log: slog.New(slog.DiscardHandler), settled: time.Now().Add(commandGrace),
-			deliver: func(context.Context, message.Message) error {
+			deliver: Kept(func(context.Context, message.Message) error {
 				if there {
 					return nil
 				}
 				return message.ErrNoMatch
-			},
+			}),
 		}
 		offer := func() error { return c.accept(context.Background(), message.Message{Topic: "a"}) }
 		for range 3 {

@@ -313,7 +313,7 @@ func (r *rig) start() *rig {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() {
-		done <- r.f.Run(ctx, func(context.Context, message.Message) error { return message.ErrNoMatch })
+		done <- r.f.Run(ctx, Kept(func(context.Context, message.Message) error { return message.ErrNoMatch }))
 	}()
 	r.stop = func() {
 		r.stop = nil

@@ -27,7 +27,6 @@ import (
 	"tidegate/buffer"
 	"tidegate/config"
 	"tidegate/forwarder/pipeline"
-	"tidegate/message"
 )
 
 // Forwarder takes messages in and sends their copies to the cloud brokers.
@@ -223,7 +222,7 @@ const defaultMaxBytes = 512 << 20
 // time to arrive, lets the uplinks say goodbye, and returns when every goroutine it started has ended. Commands of the
 // cloud are handed to deliver; one that nobody subscribes to is offered again in the first 10 s, in which devices connect
 // again, and given up after that. An error means that an uplink ended although it should not have.
-func (f *Forwarder) Run(ctx context.Context, deliver message.Handler) error {
+func (f *Forwarder) Run(ctx context.Context, deliver Deliver) error {
 	sending, stopSending := context.WithCancel(ctx)
 	defer stopSending()
 	// The connections outlive the drains, which still wait for acknowledgements when ctx ends.

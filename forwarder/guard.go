@@ -10,18 +10,19 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"tidegate/buffer"
+	"tidegate/message"
 )
 
 const (
 	// maxIdentities bounds the identities of commands that are remembered for one uplink; beyond it the oldest is forgotten, which is
-	// counted. One takes about 100 bytes of memory.
+	// counted. One takes about 110 bytes of memory.
 	maxIdentities = 1 << 16
 	// identityBytes bounds their records on disk; maxIdentities of them fit, each in a commit of its own.
 	identityBytes = 16 << 20
 )
 
 // guard remembers the identities of the commands of one uplink that were delivered, in memory and in a queue of the log, so that none
-// is delivered again after a restart either. One goroutine at a time may call look and remember.
+// is delivered again after a restart either. One goroutine at a time may call look, delivered and remember.
 //
 // A record is
 //
@@ -41,21 +42,28 @@ type guard struct {
 	// mu guards what follows. It is not held while something is appended or waited for.
 	mu    sync.Mutex
 	known map[commandKey]remembered
+	open  map[commandKey]opening
 	order []slot // by age; an older one of a key that is there twice means nothing
 	head  int    // order begins here
 }
 
 // remembered is what is known of an identity.
 type remembered struct {
-	seq     buffer.Seq    // of its record; 0: it could not be appended
-	pos     buffer.Pos    // of its append
-	until   time.Duration // since guard.start
-	durable bool
+	seq   buffer.Seq    // of its record; 0: it has none
+	until time.Duration // since guard.start
 }
 
+// opening is an identity that is not known to be on disk.
+type opening struct {
+	pos    buffer.Pos     // of the append of its record
+	kept   message.Ticket // of the local side, for the command
+	listed bool           // in guard.order without a record
+}
+
+// slot is the place of an identity in guard.order.
 type slot struct {
 	key commandKey
-	seq buffer.Seq
+	seq buffer.Seq // 0: without a record
 }
 
 // sighting is what guard.look says of an identity.
@@ -77,7 +85,8 @@ const (
 
 // openGuard declares the queue and takes in what an earlier process left.
 func openGuard(log *buffer.Log, name string, forgotten prometheus.Counter) (*guard, error) {
-	g := &guard{log: log, forgotten: forgotten, limit: maxIdentities, start: time.Now(), known: map[commandKey]remembered{}}
+	g := &guard{log: log, forgotten: forgotten, limit: maxIdentities, start: time.Now()}
+	g.known, g.open = map[commandKey]remembered{}, map[commandKey]opening{}
 	var err error
 	g.queue, err = log.Queue(name, buffer.QueueOptions{
 		Bound: log.NewBound(identityBytes, buffer.DropOldest),
@@ -98,7 +107,7 @@ func openGuard(log *buffer.Log, name string, forgotten prometheus.Counter) (*gua
 			return true
 		}
 		key := commandKey(rec.Data[1:])
-		g.known[key] = remembered{seq: rec.Seq, until: left, durable: true}
+		g.known[key] = remembered{seq: rec.Seq, until: left}
 		g.order = append(g.order, slot{key, rec.Seq})
 		return true
 	})
@@ -136,66 +145,86 @@ func (g *guard) look(key commandKey) sighting {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	e, ok := g.known[key]
+	o, open := g.open[key]
 	switch {
 	case !ok:
 		return unseen
 	case e.until <= time.Since(g.start):
-		delete(g.known, key)
+		g.forget(key)
 		return unseen
-	case !e.durable && e.seq != 0 && g.log.Durable(e.pos):
-		e.durable = true
-		g.known[key] = e
+	case !open:
+		return seen
+	case e.seq != 0 && g.log.Durable(o.pos) && o.kept.Durable():
+		delete(g.open, key)
+		return seen
 	}
-	if !e.durable {
-		return pending
-	}
-	return seen
+	return pending
 }
 
-// remember notes that the command of an identity was delivered, and returns when that is on disk. An error, of the disk or of ctx,
-// means that it is not known to be: look says pending then, and remember has to be called again.
-func (g *guard) remember(ctx context.Context, key commandKey, life time.Duration) error {
+// delivered notes that the command of an identity was delivered, for life. The local side has it on disk when t is durable.
+func (g *guard) delivered(key commandKey, t message.Ticket, life time.Duration) {
 	g.mu.Lock()
-	e, ok := g.known[key]
+	defer g.mu.Unlock()
+	g.known[key] = remembered{until: time.Since(g.start) + life}
+	g.open[key] = opening{kept: t}
+}
+
+// remember puts the identity of a command that was delivered on disk, and waits for that and for what the local side keeps of the command.
+// Where the disk failed the local side, the identity is forgotten: the command has to be delivered again. After another error, of the disk or
+// of ctx, look says pending, and remember has to be called again.
+func (g *guard) remember(ctx context.Context, key commandKey) error {
+	g.mu.Lock()
+	e, o := g.known[key], g.open[key]
 	g.mu.Unlock()
-	if !ok {
-		e.until = time.Since(g.start) + life
-	}
 	if e.seq == 0 {
+		life := max(e.until-time.Since(g.start), time.Millisecond)
 		rec := []buffer.Record{{Queue: g.queue, Data: append([]byte{identityVersion}, key[:]...), Lifetime: life}}
 		pos, err := g.log.Append(rec...)
 		if err == nil {
-			e.seq, e.pos = rec[0].Seq, pos
+			e.seq, o.pos = rec[0].Seq, pos
 		}
-		g.put(key, e)
+		g.mu.Lock()
+		g.put(key, e, o)
+		g.mu.Unlock()
 		if err != nil {
 			return fmt.Errorf("remember a command: %w", err)
 		}
 	}
-	err := g.log.Wait(ctx, e.pos)
-	switch {
-	case err == nil:
-		e.durable = true
-	case ctx.Err() == nil:
-		e.seq, e.pos = 0, 0 // it failed for good
-	}
+	err := g.log.Wait(ctx, o.pos)
+	kept := o.kept.Wait(ctx)
 	g.mu.Lock()
-	if _, ok := g.known[key]; ok {
-		g.known[key] = e
-	}
-	g.mu.Unlock()
-	if err != nil {
+	defer g.mu.Unlock()
+	switch {
+	case ctx.Err() != nil && (err != nil || kept != nil):
+		return fmt.Errorf("remember a command: %w", ctx.Err())
+	case kept != nil:
+		g.forget(key)
+		return fmt.Errorf("deliver command: %w", kept)
+	case err != nil: // it failed for good
+		e.seq = 0
+		g.put(key, e, o)
 		return fmt.Errorf("remember a command: %w", err)
 	}
+	delete(g.open, key)
 	return nil
 }
 
-// put keeps an identity that is new or has a new record.
-func (g *guard) put(key commandKey, e remembered) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.known[key] = e
-	g.order = append(g.order, slot{key, e.seq})
+// forget lets go of an identity; mu is held.
+func (g *guard) forget(key commandKey) {
+	if e := g.known[key]; e.seq != 0 {
+		g.queue.Ack(e.seq)
+	}
+	delete(g.known, key)
+	delete(g.open, key)
+}
+
+// put keeps an identity that has a new record, or lost it; mu is held.
+func (g *guard) put(key commandKey, e remembered, o opening) {
+	if e.seq != 0 || !o.listed {
+		g.order = append(g.order, slot{key, e.seq})
+	}
+	o.listed = o.listed || e.seq == 0
+	g.known[key], g.open[key] = e, o
 	g.trim()
 }
 
@@ -223,12 +252,13 @@ func (g *guard) trim() {
 		}
 		if current {
 			delete(g.known, s.key)
+			delete(g.open, s.key)
 		}
 		if s.seq != 0 {
 			done = append(done, s.seq)
 		}
 	}
-	if g.head > len(g.order)/2 {
+	if g.head > 1000+len(g.order)/8 {
 		n := copy(g.order, g.order[g.head:])
 		g.order, g.head = g.order[:n], 0
 	}

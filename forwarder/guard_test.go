@@ -26,6 +26,7 @@ type gatekeeper struct {
 	forgotten prometheus.Counter
 	delivered []message.Message
 	answer    error // of the local side
+	ticket    message.Ticket
 }
 
 var guarded = config.Command{From: "cmd/#", To: "{rest}", ID: "tg-id", Time: "tg-time", ReplayWindow: config.Age(7 * 24 * time.Hour)}
@@ -50,11 +51,11 @@ func keepGate(t *testing.T, dir string, rule config.Command, o buffer.Options) *
 	}
 	k.c = &commands{
 		gateway: "gw", uplink: "cloud", rules: rules, results: k.results, log: slog.New(slog.DiscardHandler), guard: g,
-		deliver: func(_ context.Context, m message.Message) error {
+		deliver: func(_ context.Context, m message.Message) (message.Ticket, error) {
 			if k.answer == nil {
 				k.delivered = append(k.delivered, m)
 			}
-			return k.answer
+			return k.ticket, k.answer
 		},
 	}
 	return k
@@ -115,12 +116,23 @@ func TestReplayedCommand(t *testing.T) {
 	k.take(again, commandDelivered) // the first one to arrive may well be a repetition
 	k.take(again, commandRedelivered)
 	k.take(command("a", "1"), commandReplayed)
-	k.take(command("a", "2"), commandDelivered)
+	k.take(command("a", "2", message.Property{Key: "tg-src", Value: "forged"}), commandDelivered)
+	if m := k.delivered[1]; len(m.Properties) != 1 || m.Dup || k.delivered[0].Dup {
+		t.Errorf("delivered %+v", m)
+	}
+	for topic, want := range map[string]string{"reply/x": "reply/x", "reply/#": "", "+": ""} {
+		m := command("a", topic)
+		m.ResponseTopic = topic
+		k.take(m, commandDelivered)
+		if got := k.delivered[len(k.delivered)-1].ResponseTopic; got != want {
+			t.Errorf("the response topic %q is handed over as %q", topic, got)
+		}
+	}
 	k.take(command("b", "1"), commandDelivered)
 	for range 3 {
 		k.take(command("a", ""), commandDelivered)
 	}
-	k.wantDelivered(6)
+	k.wantDelivered(9)
 
 	crashed := t.TempDir()
 	disk.snapshot(t, dir, crashed)
@@ -133,7 +145,7 @@ func TestReplayedCommand(t *testing.T) {
 		k.take(command("a", "2"), commandReplayed)
 		k.take(command("b", "1"), commandReplayed)
 		k.take(command("b", "2"), commandDelivered)
-		if want := map[string]int{"stop": 5, "crash": 4}[name]; k.c.guard.size() != want {
+		if want := map[string]int{"stop": 8, "crash": 7}[name]; k.c.guard.size() != want {
 			t.Errorf("%s: %d identities are remembered, want %d", name, k.c.guard.size(), want)
 		}
 		k.wantDelivered(1)
@@ -197,10 +209,47 @@ func TestIdentityThatDoesNotReachTheDisk(t *testing.T) {
 	k.take(command("a", "0"), commandReplayed)
 	k.take(command("a", ""), commandDelivered)
 	k.wantDelivered(3)
+	if n := len(k.c.guard.order); n > 3 {
+		t.Errorf("order has grown to %d", n)
+	}
 	disk.failing.Store(false)
 	eventually(t, "it is acknowledged", func() bool { return k.c.accept(t.Context(), command("a", "1")) == nil })
 	k.take(command("a", "1"), commandReplayed)
 	k.wantDelivered(3)
+	k.close()
+	k = keepGate(t, dir, guarded, buffer.Options{})
+	defer k.close()
+	k.take(command("a", "1"), commandReplayed)
+}
+
+// lateDisk is the disk of a local side, which says how it went when it is asked.
+type lateDisk struct{ err error }
+
+func (d *lateDisk) Durable(uint64) bool                { return d.err == nil }
+func (d *lateDisk) Notify(_ uint64, f func(error))     { f(d.err) }
+func (d *lateDisk) Wait(context.Context, uint64) error { return d.err }
+
+// TestLocalSideDoesNotReachTheDisk: the command is neither acknowledged nor remembered, and delivered when it comes again.
+func TestLocalSideDoesNotReachTheDisk(t *testing.T) {
+	dir := t.TempDir()
+	k := keepGate(t, dir, guarded, buffer.Options{})
+	disk := &lateDisk{err: errDisk}
+	k.ticket = message.NewTicket(disk, 1)
+	for _, m := range []message.Message{command("a", "1"), command("a", "")} {
+		for range 2 {
+			if err := k.offer(m, commandFailed); !errors.Is(err, errDisk) {
+				t.Errorf("%v: %v", m.Properties, err)
+			}
+		}
+	}
+	if n := k.c.guard.size(); n != 0 {
+		t.Errorf("%d identities are remembered", n)
+	}
+	disk.err = nil
+	k.take(command("a", "1"), commandDelivered)
+	k.take(command("a", "1"), commandReplayed)
+	k.take(command("a", ""), commandDelivered)
+	k.wantDelivered(6)
 	k.close()
 	k = keepGate(t, dir, guarded, buffer.Options{})
 	defer k.close()
@@ -282,17 +331,18 @@ func TestIdentitiesAreBounded(t *testing.T) {
 	dir := t.TempDir()
 	k := keepGate(t, dir, guarded, buffer.Options{})
 	k.c.guard.limit = 10
-	for i := range 100 {
+	const n = 2500
+	for i := range n {
 		k.take(command("a", fmt.Sprint(i)), commandDelivered)
 	}
 	if n := k.c.guard.size(); n != 10 {
 		t.Errorf("%d identities are remembered, want 10", n)
 	}
-	if n := testutil.ToFloat64(k.forgotten); n != 90 {
-		t.Errorf("%v counted as forgotten, want 90", n)
+	if got := testutil.ToFloat64(k.forgotten); got != n-10 {
+		t.Errorf("%v counted as forgotten, want %d", got, n-10)
 	}
-	if n := len(k.c.guard.order); n > 30 {
-		t.Errorf("order has grown to %d", n)
+	if got := len(k.c.guard.order); got > 1500 {
+		t.Errorf("order has grown to %d", got)
 	}
 	k.close()
 	k = keepGate(t, dir, guarded, buffer.Options{})
@@ -300,10 +350,10 @@ func TestIdentitiesAreBounded(t *testing.T) {
 	if n := k.c.guard.queue.Stats().Records; n != 10 {
 		t.Errorf("%d identities are on disk, want 10", n)
 	}
-	for i := 90; i < 100; i++ {
+	for i := n - 10; i < n; i++ {
 		k.take(command("a", fmt.Sprint(i)), commandReplayed)
 	}
-	k.take(command("a", "89"), commandDelivered)
+	k.take(command("a", fmt.Sprint(n-11)), commandDelivered)
 }
 
 // TestStrangeIdentityRecords: what is no identity of this version is let go of.
@@ -354,7 +404,7 @@ func TestSameIdentityOverTwoUplinks(t *testing.T) {
 		}
 		c := &commands{
 			uplink: o.name, rules: o.rules, guard: o.guard, results: r.f.metrics.commands, log: slog.New(slog.DiscardHandler),
-			deliver: func(context.Context, message.Message) error { n++; return nil },
+			deliver: Kept(func(context.Context, message.Message) error { n++; return nil }),
 		}
 		for range 2 {
 			if err := c.accept(t.Context(), command("a", "1")); err != nil {

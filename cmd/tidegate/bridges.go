@@ -64,19 +64,19 @@ func (g *gateway) bus() bridges.Bus {
 
 // deliver hands a command to the local side. The broker of the user's own comes first: while it is away the cloud offers the
 // command again and again, and a bridge must not carry it out each time.
-func (g *gateway) deliver(ctx context.Context, m message.Message) error {
+func (g *gateway) deliver(ctx context.Context, m message.Message) (message.Ticket, error) {
 	if g.external == nil {
-		return g.broker.Deliver(ctx, m)
+		return g.broker.HandOver(ctx, m)
 	}
 	there := g.external.Deliver(ctx, m)
 	if there != nil && !errors.Is(there, message.ErrNoMatch) {
-		return there
+		return message.Ticket{}, there
 	}
-	here := g.broker.Deliver(ctx, m)
+	t, here := g.broker.HandOver(ctx, m)
 	if errors.Is(here, message.ErrNoMatch) {
-		return there
+		return message.Ticket{}, there
 	}
-	return here
+	return t, here
 }
 
 func makeCoAP(g *gateway, reg prometheus.Registerer) ([]bridges.Bridge, error) {

@@ -97,6 +97,9 @@ func (c *Client) handOver(ctx context.Context, o *openCommand, handle message.Ha
 		c.log.Warn("command refused", "topic", o.m.Topic, "error", err)
 		return
 	}
+	if ctx.Err() != nil {
+		return // the cloud sends it again over the next connection
+	}
 	c.metrics.commands.WithLabelValues("retried").Inc()
 	if !o.tried {
 		o.tried = true

@@ -151,15 +151,14 @@ func (w *wire) publishIdentified(topic, payload, id string) error {
 // handed over to the device's session, in order and once, but for the one in hand at a kill, which is handed over again when its identity
 // was not on disk yet. (What a session holds in memory and has not sent is lost with it.) A replay of them all is dropped whole.
 func TestCommandsThroughKills(t *testing.T) {
-	const least, kills = 500, 8
+	const least, kills = 500, 6
 	c := startCloud(t)
 	line := newProxy(t, c.addr())
 	g := newGateway(t)
 	g.configure(listenAt(freePort(t)), uplinkTo("cloud", line.url(), "5", commandRule("    require_id = true")))
 	g.start()
 	g.requireConnected("cloud")
-	// With QoS 0, so that the device reads to the end what a gateway sent that is dead: an acknowledgement that fails would end the connection.
-	near := subscribe(t, g.addr(devices), "%p", "-i", "press", "-q", "0", "-t", "cmd/#")
+	near := subscribe(t, g.addr(devices), "%p", "-i", "press", "-c", "-q", "1", "-t", "cmd/#")
 	count := func() int { return len(near.got()) }
 
 	commanders := []*commander{{name: "east"}, {name: "west"}}
@@ -189,19 +188,24 @@ func TestCommandsThroughKills(t *testing.T) {
 	}
 	c.command("east", "last", "tg-id", "last") // commands come in order, so all others have been decided on when it is there
 	near.await("last")
-	seen := map[string]int{}
+	seen := map[string]bool{}
+	var first []string
 	for _, l := range near.got() {
-		seen[l]++
+		if !seen[l] {
+			first = append(first, l)
+		}
+		seen[l] = true
 	}
-	lost, twice := sent-(len(seen)-1), count()-len(seen)
-	t.Logf("%d commands, %d kills: handed over twice %d, lost with a session in memory %d", sent, kills, twice, lost)
-	if twice > kills {
-		t.Errorf("%d commands came twice with %d kills", twice, kills)
+	// What the device had not acknowledged for sure at a kill comes again, as QoS 1 has it.
+	lost, twice := sent-(len(first)-1), count()-len(first)
+	t.Logf("%d commands, %d kills: lost %d, came twice %d", sent, kills, lost, twice)
+	if lost != 0 {
+		t.Errorf("%d of %d commands were lost over %d kills", lost, sent, kills)
 	}
 	if n := int(g.metrics().sum("tidegate_command_identities")); n != sent+1 {
 		t.Errorf("%d commands were handed over, want %d", n, sent+1)
 	}
-	requireOrder(t, near.got())
+	requireOrder(t, first)
 
 	before, dropped := count(), g.commandsAs("replayed")
 	for _, d := range commanders {
