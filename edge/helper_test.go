@@ -55,7 +55,7 @@ func startBroker(t testing.TB, change func(*Options)) *testBroker {
 	if change != nil {
 		change(&o)
 	}
-	if os.Getenv("TIDEGATE_TEST_STORE") != "" && o.Store == nil {
+	if os.Getenv(storeEnv) != "" && o.Store == nil {
 		storeSessions(t, &o, t.TempDir())
 	}
 	b, err := New(o)

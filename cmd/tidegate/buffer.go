@@ -268,6 +268,10 @@ func bufferPurge(args []string, std stdio, synopsis string) int {
 	err := backlogOf(c, true,
 		func(r remote) error {
 			if f.sel.sessions {
+				var running []queueRow
+				if err := r.call(http.MethodGet, pathList, nil, &running); err != nil {
+					return err
+				}
 				return errors.New("the gateway is running and knows its sessions; stop it first")
 			}
 			return r.call(http.MethodPost, pathPurge, f.sel.values(), &rows)

@@ -143,7 +143,7 @@ func (g *gateway) openBuffer(ctx context.Context, reg prometheus.Registerer, s s
 	}
 	err := handOver(ctx, s.patience, g.log, "the data folder", func() (err error) {
 		g.buffer, err = buffer.Open(logDir(g.config), buffer.Options{
-			Sync: strictestSync(g.config.Uplinks), Keys: keysOf(g.config), Compress: compresses(g.config.Uplinks), OnSync: watch.OnSync, FS: s.fs, Logger: g.log.With("part", "buffer"),
+			SegmentBytes: segmentBytes(g.config), Sync: strictestSync(g.config.Uplinks), Keys: keysOf(g.config), Compress: compresses(g.config.Uplinks), OnSync: watch.OnSync, FS: s.fs, Logger: g.log.With("part", "buffer"),
 		})
 		return err
 	})
@@ -158,6 +158,20 @@ func (g *gateway) openBuffer(ctx context.Context, reg prometheus.Registerer, s s
 	}
 	watch.Watch(g.buffer)
 	return nil
+}
+
+// segmentBytes is the size of the log's files: a thirty-second of what the uplinks may take, so that these keep to their bounds
+// within one file, whatever sessions are allowed. Without uplinks sessions decide, and a little is enough.
+func segmentBytes(c *config.Config) int64 {
+	const least, most, local = 256 << 10, 16 << 20, 1 << 20
+	if len(c.Uplinks) == 0 {
+		return min(max(int64(c.Broker.SessionStore)/32, least), local)
+	}
+	var all int64
+	for _, u := range c.Uplinks {
+		all += int64(u.Buffer.MaxBytes)
+	}
+	return min(max(all/32, least), most)
 }
 
 // compresses says whether records are compressed: no uplink forbids it for the one log of all.

@@ -25,7 +25,7 @@ func BenchmarkOfflineSessions(b *testing.B) {
 func compareSessions(b *testing.B, ackRate ackRater, size, window int) {
 	const rounds, subscribers = 11, 10
 	sections := []string{
-		"[broker]\n  session_store = \"2GiB\"\n  session_queue = \"1GiB\"\n[route.up]\n  from = [\"plant/#\"]\n",
+		"[broker]\n  session_store = \"8GiB\"\n  session_queue = \"8GiB\"\n[route.up]\n  from = [\"plant/#\"]\n",
 		uplinkTo("cloud", "mqtt://127.0.0.1:9", "5", "[uplink.cloud.buffer]\n  max_bytes = \"2GiB\""),
 	}
 	with, without := newGateway(b, sections...), newGateway(b, sections...)
