@@ -15,6 +15,7 @@ import (
 	"hash/maphash"
 	"log/slog"
 	"net"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -69,7 +70,9 @@ type Broker struct {
 	metrics   *metrics
 	sessions  *session.Manager
 	server    *mqtt.Server
+	listening sync.Mutex // guards listeners
 	listeners []*listener
+	accepting sync.WaitGroup // the loops of accept
 	wills     wills
 	turns     turns
 	refusals  sparing
@@ -78,6 +81,8 @@ type Broker struct {
 	sources   sources
 	clients   atomic.Int64
 	stopping  atomic.Bool
+	hide      atomic.Bool   // see Options.HideReasons
+	rules     atomic.Uint64 // counts the changes of users and rules, see rejudge.go
 	names     atomic.Uint64 // given to connections, see hooks.OnSessionEstablish
 
 	// life is the context of handlers of Subscribe; it ends when Run does.
@@ -106,6 +111,7 @@ func New(o Options) (*Broker, error) {
 		o.Audit = o.Log.With("audit", true)
 	}
 	b := &Broker{o: o, log: o.Log, audit: newAudit(o.Audit), limits: connectionLimits(o.Broker)}
+	b.hide.Store(o.HideReasons)
 	b.metrics = newMetrics(o.Metrics, b)
 	b.sessions = session.New(session.Options{
 		QueueBytes: int64(o.Broker.SessionQueue), RetainedLimit: o.Broker.RetainedLimit, Store: o.Store,
@@ -167,8 +173,8 @@ func (b *Broker) newServer() error {
 
 // Addrs returns the bound address of every listener by its name.
 func (b *Broker) Addrs() map[string]net.Addr {
-	m := make(map[string]net.Addr, len(b.listeners))
-	for _, l := range b.listeners {
+	m := map[string]net.Addr{}
+	for _, l := range b.every() {
 		m[l.name] = l.Addr()
 	}
 	return m
@@ -183,7 +189,7 @@ func (b *Broker) Sessions() int { return b.sessions.Len() }
 // Close unbinds the listeners of a Broker that was not run.
 func (b *Broker) Close() error {
 	var errs []error
-	for _, l := range b.listeners {
+	for _, l := range b.every() {
 		errs = append(errs, l.Close())
 	}
 	b.end()
@@ -195,14 +201,15 @@ func (b *Broker) Close() error {
 // clients did not fail. It returns nil after an orderly stop and when all its goroutines have ended.
 func (b *Broker) Run(ctx context.Context) error {
 	var loops sync.WaitGroup
-	for _, l := range b.listeners {
-		loops.Go(func() { b.accept(l) }) // ends when the listener is closed
+	for _, l := range b.every() {
+		b.start(l)
 	}
 	loops.Go(func() { b.sweep(ctx) }) // ends with ctx
 	<-ctx.Done()
 	b.stopping.Store(true)
 	b.endWaits()
 	err := b.shutdown()
+	b.accepting.Wait()
 	loops.Wait()
 	b.end()
 	return errors.Join(err, b.awaitConns())
@@ -214,7 +221,7 @@ func (b *Broker) shutdown() error {
 	ctx, cancel := context.WithTimeout(context.Background(), b.o.Shutdown/2)
 	defer cancel()
 	var wg sync.WaitGroup
-	for _, l := range b.listeners {
+	for _, l := range b.every() {
 		wg.Go(func() {
 			if err := l.Shutdown(ctx, codeShuttingDown); err != nil && !errors.Is(err, net.ErrClosed) {
 				b.log.Warn("some connections had to be cut", "listener", l.name, "error", err)
@@ -249,6 +256,21 @@ func (b *Broker) end() {
 	b.mu.Unlock()
 	b.endWaits()
 	b.endLife()
+}
+
+// every returns the listeners.
+func (b *Broker) every() []*listener {
+	b.listening.Lock()
+	defer b.listening.Unlock()
+	return slices.Clone(b.listeners)
+}
+
+// start begins to accept clients on l.
+func (b *Broker) start(l *listener) {
+	b.accepting.Go(func() { // ends when the listener is closed
+		defer close(l.done)
+		b.accept(l)
+	})
 }
 
 // accept serves every connection of l on a goroutine of its own, which ends when the connection does.

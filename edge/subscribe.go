@@ -19,6 +19,7 @@ func (p *peer) readSubscribe(pk *packets.Packet) {
 		p.disconnect(codeProtocolError)
 		return
 	}
+	rules := p.b.rules.Load()
 	subs := make([]*session.Subscription, len(pk.Filters))
 	codes := make([]byte, len(pk.Filters))
 	room := maxFilters - p.session.Filters()
@@ -43,6 +44,9 @@ func (p *peer) readSubscribe(pk *packets.Packet) {
 		}
 	}
 	p.session.Subscribe(p, subs, p.subAnswer(packets.Suback<<4, pk.PacketID, codes))
+	if rules != p.b.rules.Load() {
+		p.b.judge(p.session) // they changed while it was looked at
+	}
 }
 
 // maySubscribe returns the reason code for a filter; success where it is allowed.
@@ -59,7 +63,7 @@ func (p *peer) maySubscribe(filter string) byte {
 
 // notAuthorized is the reason code for what a rule refuses.
 func (b *Broker) notAuthorized() byte {
-	if b.o.HideReasons {
+	if b.hide.Load() {
 		return codeUnspecified
 	}
 	return codeNotAuthorized

@@ -168,17 +168,16 @@ func (r *resender) send(ctx context.Context, letters []letter) error {
 // ResendDead sends dead letters of an uplink again, on a gateway that runs. Each copy moves from the ledger's place dead to
 // buffered; one that died before this process began is counted as recovered, as if it had been found in its lane.
 func (f *Forwarder) ResendDead(ctx context.Context, uplink string, pick DeadSelection) (DeadResult, error) {
-	i := slices.IndexFunc(f.outs, func(o *output) bool { return o.name == uplink })
-	if i < 0 {
+	o := f.output(uplink)
+	if o == nil {
 		return DeadResult{}, errNoUplink(uplink)
 	}
-	o := f.outs[i]
 	o.dead.resending.Lock() // or two of them would send the same letters
 	defer o.dead.resending.Unlock()
 	r := &resender{
 		log: f.log, dead: o.dead.queue, lanes: o.queues,
 		route: func(name string) (pipeline.Lane, time.Duration) {
-			for _, r := range f.chain.Routes() {
+			for _, r := range f.plan.Load().chain.Routes() {
 				if r.Name == name {
 					return r.Lane, r.Expire
 				}

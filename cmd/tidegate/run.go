@@ -107,7 +107,9 @@ func (g *gateway) run(ctx context.Context, hurry <-chan struct{}) error {
 	}
 	parts = append(parts,
 		part{"memory", keepSmall, adminPatience},
-		part{"files", func(ctx context.Context) error { return watched{g.users, g.broker}.watch(ctx, g.log) }, adminPatience},
+		part{"files", func(ctx context.Context) error {
+			return watched{g.users, g.broker, g.broker.RejudgeUsers}.watch(ctx, g.log)
+		}, adminPatience},
 		part{"forwarder", func(ctx context.Context) error { return g.forwarder.Run(ctx, g.broker.Deliver) }, forwarderPatience},
 		part{"edge", g.broker.Run, edgePatience},
 	)

@@ -42,6 +42,7 @@ const (
 	dropTooLarge = "too_large"     // for the client's Maximum Packet Size
 	dropEnded    = "ended"         // the session ended
 	dropEvicted  = "session_limit" // the session ended because there are too many
+	dropRevoked  = "not_allowed"   // the rules changed while it waited
 	dropRetained = DropRetained
 	dropHandler  = "handler" // the queue of a handler of this process was full
 )
@@ -51,7 +52,7 @@ const DropRetained = "retained_limit"
 
 // DropReasons returns all reasons that Options.Drop is called with.
 func DropReasons() []string {
-	return []string{dropSlow, dropFull, dropExpired, dropTooLarge, dropEnded, dropEvicted, dropRetained, dropHandler}
+	return []string{dropSlow, dropFull, dropExpired, dropTooLarge, dropEnded, dropEvicted, dropRevoked, dropRetained, dropHandler}
 }
 
 // Manager holds all sessions, subscriptions and retained messages. Its methods are safe for concurrent use; it starts no

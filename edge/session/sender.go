@@ -15,6 +15,7 @@ func (s *Session) Send(conn Conn) {
 			p = &fresh
 		}
 		b, current := s.encode(conn, (*p)[:0])
+		s.handOn()
 		if len(b) > 0 {
 			if _, err := conn.Write(b); err != nil {
 				current = false
@@ -76,6 +77,10 @@ func (s *Session) again(b []byte, now time.Time) []byte {
 	case sent:
 		o.open = true
 		s.flight.open++
+		if s.withheld(o.entry) {
+			s.flight.finish(o)
+			return b
+		}
 		n := len(b)
 		if b = s.appendEntry(b, &o.entry, s.flight.id(i), true, now); len(b) == n {
 			s.flight.finish(o)
@@ -88,7 +93,11 @@ func (s *Session) again(b []byte, now time.Time) []byte {
 
 // first appends the oldest entry of the queue, unless it is not worth sending any more.
 func (s *Session) first(b []byte, now time.Time) []byte {
+	stale := s.revoked.before > 0
 	e := s.pop()
+	if stale && s.withheld(e) {
+		return b
+	}
 	if exp := e.Msg.Expires; !exp.IsZero() && !now.Before(exp) {
 		s.m.drop(dropExpired, 1)
 		return b

@@ -60,6 +60,7 @@ type Session struct {
 	flight  flight
 	inbound map[uint16]message.Ticket // open QoS 2 receives
 	link    link
+	revoked revocation
 	expiry  time.Duration
 	expires time.Time // when a session without connection ends; zero while connected
 	ended   bool
@@ -148,6 +149,7 @@ func (s *Session) makeRoom(size int64) {
 // pop takes the oldest entry out of the queue.
 func (s *Session) pop() Entry {
 	e := s.queue.Pop()
+	s.revoked.passed()
 	if e.QoS == 0 && !e.Stored {
 		s.now -= e.Size()
 	}
@@ -219,11 +221,7 @@ func (s *Session) Unsubscribe(conn Conn, filter string) bool {
 	if _, had := s.filters[filter]; !had {
 		return false
 	}
-	delete(s.filters, filter)
-	if group, _ := splitShared(filter); group == "" {
-		s.subs.Add(-1)
-	}
-	s.m.tree.remove(s, filter)
+	s.forget(filter)
 	return true
 }
 
