@@ -73,6 +73,7 @@ type Broker struct {
 	listening sync.Mutex // guards listeners
 	listeners []*listener
 	accepting sync.WaitGroup // the loops of accept
+	begun     chan struct{}  // closed when Run accepts
 	wills     wills
 	turns     turns
 	refusals  sparing
@@ -110,7 +111,7 @@ func New(o Options) (*Broker, error) {
 	if o.Audit == nil {
 		o.Audit = o.Log.With("audit", true)
 	}
-	b := &Broker{o: o, log: o.Log, audit: newAudit(o.Audit), limits: connectionLimits(o.Broker)}
+	b := &Broker{o: o, log: o.Log, audit: newAudit(o.Audit), limits: connectionLimits(o.Broker), begun: make(chan struct{})}
 	b.hide.Store(o.HideReasons)
 	b.metrics = newMetrics(o.Metrics, b)
 	b.sessions = session.New(session.Options{
@@ -204,6 +205,7 @@ func (b *Broker) Run(ctx context.Context) error {
 	for _, l := range b.every() {
 		b.start(l)
 	}
+	close(b.begun)
 	loops.Go(func() { b.sweep(ctx) }) // ends with ctx
 	<-ctx.Done()
 	b.stopping.Store(true)

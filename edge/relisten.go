@@ -117,12 +117,13 @@ func (c *ListenerChange) Discard() {
 	}
 }
 
-// Commit ends the listeners that leave, with their clients, of which those of MQTT 5 are told 0x98, and starts the new ones. On
+// Commit ends the listeners that leave of a Broker that runs, with their clients, of which those of MQTT 5 are told 0x98, and starts the new ones. On
 // an error everything is as it was, but for the clients of the listeners that were to leave.
 func (c *ListenerChange) Commit() error {
 	if len(c.leave) == 0 && len(c.enter) == 0 {
 		return nil
 	}
+	<-c.b.begun
 	for _, l := range c.leave {
 		l.port.kept.Store(c.taken(l))
 		_ = l.Close()

@@ -32,6 +32,7 @@ func commands() []command {
 		{"init", "write a commented configuration", cmdInit},
 		{"check", "look for everything wrong with a configuration", cmdCheck},
 		{"status", "one look at the running gateway", cmdStatus},
+		{"reload", "make the running gateway follow its changed configuration", cmdReload},
 		{"buffer", "list, check, export and purge the stored backlog", cmdBuffer},
 		{"pub", "publish messages to an MQTT broker", cmdPub},
 		{"sub", "print messages of an MQTT broker", cmdSub},
@@ -75,7 +76,7 @@ func dispatch(args []string, std stdio) int {
 // later lists the commands that other versions have, or are to have.
 func later() []string {
 	return []string{
-		"bench", "cert", "coap", "completion", "doctor", "learn", "ledger", "reload", "replay", "test",
+		"bench", "cert", "coap", "completion", "doctor", "learn", "ledger", "replay", "test",
 		"top", "why",
 	}
 }

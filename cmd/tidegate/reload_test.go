@@ -1,0 +1,130 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"tidegate/admin"
+)
+
+// rewrite replaces the configuration of a gateway.
+func (g *testGateway) rewrite(t *testing.T, text string) {
+	t.Helper()
+	head := fmt.Sprintf("version = 1\n[gateway]\nid = \"g1\"\ndata_dir = %q\n", filepath.Join(filepath.Dir(g.file), "data"))
+	writeFile(t, g.file, head+text)
+}
+
+func (g *testGateway) reload(t *testing.T) result {
+	t.Helper()
+	return tidegate(t, "", "reload", "--config", g.file)
+}
+
+// TestReload: the command says what changed, the status and the metrics how it ended, and a wrong file changes nothing.
+func TestReload(t *testing.T) {
+	cloud := mosquitto(t, "allow_anonymous true")
+	base := oneListener + withAdmin + uplinkTo(cloud, "")
+	g := startGateway(t, writeConfig(t, base))
+	eventually(t, "the uplink is connected", func() bool { return g.status(t).Uplinks[0].Connected })
+	g.reload(t).want(t, exitOK, "nothing to apply", "")
+
+	g.rewrite(t, base+oneRoute)
+	g.reload(t).want(t, exitOK, "route.all: added\n", "")
+	g.pub(t, numbered(10), "-t", "plant/a", "-l", "-q", "1").want(t, exitOK, "", "")
+	eventually(t, "what the new route sends arrives", func() bool { return g.status(t).Uplinks[0].Delivered == 10 })
+
+	wrong := base + oneRoute + "[route.bad]\nfrom = [\"#\"]\ntopik = \"x\"\n"
+	g.rewrite(t, wrong)
+	g.reload(t).want(t, exitConfig, "", fmt.Sprintf("%s:%d:1: route.bad.topik: ", g.file, strings.Count(wrong, "\n")+4))
+	s := g.status(t)
+	if s.Reload == nil || s.Reload.Result != admin.ReloadRefused || !strings.Contains(s.Reload.Error, "route.bad.topik") {
+		t.Errorf("status: %+v", s.Reload)
+	}
+	tidegate(t, "", "status", "--config", writeBeside(t, g.file, base)).want(t, exitOK, "the earlier configuration is in force", "")
+	if err := syscall.Kill(os.Getpid(), syscall.SIGHUP); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "SIGHUP is refused as well", func() bool { return g.status(t).Reload.By == "SIGHUP" })
+	g.pub(t, numbered(10), "-t", "plant/a", "-l", "-q", "1").want(t, exitOK, "", "")
+	eventually(t, "the route of before goes on", func() bool { return g.status(t).Uplinks[0].Delivered == 20 })
+
+	g.rewrite(t, base+"[broker]\nmax_clients = 5\n[log]\nlevel = \"debug\"\n")
+	resp, err := http.Post("http://"+g.ready["admin"]+"/api/v1/reload", "", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var r admin.Reload
+	err = json.NewDecoder(resp.Body).Decode(&r)
+	_ = resp.Body.Close()
+	if err != nil || resp.StatusCode != 200 || fmt.Sprint(r.NeedsRestart) != "[broker.max_clients]" || fmt.Sprint(r.Changed) != "[log: changed: level route.all: removed]" {
+		t.Errorf("%v, %d, %+v", err, resp.StatusCode, r)
+	}
+	eventually(t, "the log is a detailed one", func() bool {
+		g.pub(t, "", "-t", "x", "-m", "x").want(t, exitOK, "", "")
+		return strings.Contains(g.err.String(), "level=DEBUG")
+	})
+	_, text := g.get(t, "/metrics")
+	for _, line := range []string{
+		`tidegate_reload_total{result="applied"} 2`, `tidegate_reload_total{result="refused"} 2`,
+		`tidegate_reload_total{result="unchanged"} 1`, `tidegate_reload_total{result="failed"} 0`,
+		"tidegate_reload_successful 1", "tidegate_reload_timestamp_seconds 1.", `tidegate_ledger_total{place="delivered",route="all",uplink="cloud"} 20`,
+		`tidegate_uplink_connected{uplink="cloud"} 1`,
+	} {
+		if !strings.Contains(text, line) {
+			t.Errorf("the metrics have no %s", line)
+		}
+	}
+	if strings.Contains(text, "tidegate_uplink_reconnects_total{") {
+		t.Error("the uplink connected again")
+	}
+	if log := g.err.String(); !strings.Contains(log, `audit=true by=command result=applied changed="route.all: added"`) {
+		t.Errorf("no audit of the change in %s", log)
+	}
+	g.stop(t)
+	g.reload(t).want(t, exitUnavailable, "", "no gateway runs on")
+}
+
+// writeBeside writes another configuration into the folder of file.
+func writeBeside(t *testing.T, file, text string) string {
+	t.Helper()
+	other := filepath.Join(filepath.Dir(file), "other.toml")
+	writeFile(t, other, fmt.Sprintf("version = 1\n[gateway]\nid = \"g1\"\ndata_dir = %q\n", filepath.Join(filepath.Dir(file), "data"))+text)
+	return other
+}
+
+// TestReloadAllOrNothing: an address that is taken keeps everything else of the file from happening, whichever part it is of.
+func TestReloadAllOrNothing(t *testing.T) {
+	cloud := mosquitto(t, "allow_anonymous true")
+	taken, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	kept := fmt.Sprintf("[coap]\nlisten = [\"coap://127.0.0.1:%d\"]\n", freePort(t))
+	base := oneListener + uplinkTo(cloud, "")
+	g := startGateway(t, writeConfig(t, base+kept))
+	more := base + oneRoute + "[listener.b]\nlisten = \"mqtt://127.0.0.1:0\"\n"
+	for _, text := range []string{
+		more + fmt.Sprintf("[coap]\nlisten = [\"coap://%s\"]\n", taken.LocalAddr()),
+		more + fmt.Sprintf("[listener.c]\nlisten = \"mqtt://127.0.0.1:%d\"\n", cloud),
+	} {
+		g.rewrite(t, text)
+		g.reload(t).want(t, exitFailed, "", "address already in use; nothing was changed")
+		g.rewrite(t, base+kept)
+		g.reload(t).want(t, exitOK, "nothing to apply", "")
+		if s := g.status(t); len(s.Bridges) != 1 || !s.Bridges[0].Up {
+			t.Errorf("the bridges are %v", s.Bridges)
+		}
+	}
+	g.rewrite(t, more)
+	g.reload(t).want(t, exitOK, "coap: removed", "")
+	if s := g.status(t); len(s.Bridges) != 0 {
+		t.Errorf("the bridges are %v", s.Bridges)
+	}
+}
