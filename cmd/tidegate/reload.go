@@ -56,9 +56,12 @@ func (g *gateway) Reload(by string) admin.Reload {
 	g.reload.mu.Lock()
 	defer g.reload.mu.Unlock()
 	r := admin.Reload{At: time.Now().UTC(), By: by, File: g.config.File}
+	settled := settle(g.config.File)
 	switch next, problems := config.Check(g.config.File); {
 	case g.reload.ended || !g.up.Load():
 		r.Fail(errors.New("the gateway is starting or stopping; ask again when it is ready"))
+	case settled != nil:
+		r.Fail(settled)
 	case problems.Wrong():
 		r.Refuse(problems)
 	default:
