@@ -4,7 +4,7 @@
 // The embedded broker library (mochi) reads and checks packets and manages connections; everything that decides what
 // becomes of a message is done here. A PUBLISH is taken in by capture.go: checked, handed to Ingest, acknowledged through
 // the connection's gate (edge/gate) when its record is on disk, and given to local subscribers by edge/session, which does
-// all delivery. hooks.go is the seam to the library, connect.go and will.go the life of a connection, subscribe.go the
+// all delivery. What changes while clients are connected is in rejudge.go and relisten.go. hooks.go is the seam to the library, connect.go and will.go the life of a connection, subscribe.go the
 // subscriptions, publish.go what bridges and commands use. Nothing of the library leaves this package. Start at New.
 package edge
 

@@ -193,9 +193,12 @@ func (g *gateway) startBridge(b *span) {
 	go func() { // ends with ctx; stopBridge and runBridges wait for it
 		defer close(b.ended)
 		err := b.bridge.Run(ctx)
-		if err != nil && !errors.Is(err, context.Canceled) || ctx.Err() == nil {
+		if err == nil && ctx.Err() == nil {
+			err = errors.New("ended by itself")
+		}
+		if err != nil && !errors.Is(err, context.Canceled) {
 			select {
-			case s.failed <- fmt.Errorf("bridge %s ended: %w", b.bridge.Name(), errors.Join(err, ctx.Err())):
+			case s.failed <- fmt.Errorf("bridge %s: %w", b.bridge.Name(), err):
 			default:
 			}
 		}
@@ -213,11 +216,15 @@ func (g *gateway) swapBridge(e bridgeEntry, before, c *config.Config, name strin
 	var old *span
 	if i >= 0 {
 		old = s.list[i]
-		s.list = slices.Delete(s.list, i, i+1)
 	}
 	s.mu.Unlock()
 	if old != nil {
-		stopBridge(old)
+		if err := stopBridge(old); err != nil {
+			return err
+		}
+		s.mu.Lock()
+		s.list = slices.DeleteFunc(s.list, func(b *span) bool { return b == old })
+		s.mu.Unlock()
 	}
 	if _, wanted := e.sections(c)[name]; !wanted {
 		return nil
@@ -239,14 +246,19 @@ func (g *gateway) swapBridge(e bridgeEntry, before, c *config.Config, name strin
 }
 
 // stopBridge ends a bridge and frees what it bound.
-func stopBridge(b *span) {
-	if b.ended == nil {
-		_ = b.bridge.Close()
-		return
+func stopBridge(b *span) error {
+	if b.ended != nil {
+		b.cancel()
+		limit := time.NewTimer(2 * bridgesPatience)
+		defer limit.Stop()
+		select {
+		case <-b.ended:
+		case <-limit.C:
+			return fmt.Errorf("bridge %s does not stop; restart the gateway", b.bridge.Name())
+		}
 	}
-	b.cancel()
-	<-b.ended
-	_ = b.bridge.Close()
+	_ = b.bridge.Close() // after Run there is nothing left to free
+	return nil
 }
 
 // bridgeChanged returns what a bridge calls when its status changed: whether it is up is told on its status topic.

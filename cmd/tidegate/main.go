@@ -2,7 +2,8 @@
 //
 // This file only finds the command; each command is one file with a function that takes its arguments and what it reads
 // and writes, and returns the exit code (stdio.go). The gateway itself starts in run.go: wire.go builds every part from
-// the configuration and supervise.go starts and stops them in order.
+// the configuration and supervise.go starts and stops them in order. reload.go makes the running gateway follow a changed
+// configuration.
 package main
 
 import (

@@ -95,6 +95,9 @@ func (g *gateway) follow(next *config.Config, r *admin.Reload) {
 		r.Result = admin.ReloadApplied
 	}
 	g.current.Store(d.next)
+	if !config.Same(old.Listeners, d.next.Listeners) || len(d.bridges) > 0 {
+		g.log.Info("listening", g.bound()...)
+	}
 }
 
 // prepared is a change that was checked. Its steps are made in their order.

@@ -14,11 +14,15 @@ import (
 	"tidegate/admin"
 )
 
-// rewrite replaces the configuration of a gateway.
+// rewrite replaces the configuration of a gateway, so that nobody reads half of it.
 func (g *testGateway) rewrite(t *testing.T, text string) {
 	t.Helper()
 	head := fmt.Sprintf("version = 1\n[gateway]\nid = \"g1\"\ndata_dir = %q\n", filepath.Join(filepath.Dir(g.file), "data"))
-	writeFile(t, g.file, head+text)
+	next := g.file + ".next"
+	writeFile(t, next, head+text)
+	if err := os.Rename(next, g.file); err != nil {
+		t.Fatal(err)
+	}
 }
 
 func (g *testGateway) reload(t *testing.T) result {
@@ -126,5 +130,55 @@ func TestReloadAllOrNothing(t *testing.T) {
 	g.reload(t).want(t, exitOK, "coap: removed", "")
 	if s := g.status(t); len(s.Bridges) != 0 {
 		t.Errorf("the bridges are %v", s.Bridges)
+	}
+}
+
+// TestReloadOften: reloads of every kind, asked for in every way, while devices publish and others look. It is for the race
+// detector above all.
+func TestReloadOften(t *testing.T) {
+	cloud := mosquitto(t, "allow_anonymous true")
+	base := oneListener + withAdmin + oneRoute + uplinkTo(cloud, "")
+	variants := []string{
+		base + "[coap]\nlisten = [\"coap://127.0.0.1:0\"]\n",
+		base + "[listener.b]\nlisten = \"mqtt://127.0.0.1:0\"\n[route.more]\nfrom = [\"plant/#\"]\ntopic = \"more/{topic}\"\nto = [\"cloud\"]\n",
+		base + strings.ReplaceAll(uplinkTo(cloud, ""), "cloud", "second") + "[auth]\n[[auth.rule]]\nuser = \"*\"\npublish = [\"#\"]\nsubscribe = [\"#\"]\n",
+		base + "keep_alive = \"20s\"\n[log]\nlevel = \"debug\"\n",
+		base,
+	}
+	g := startGateway(t, writeConfig(t, base))
+	const n = 2000
+	publishing := start(t, strings.NewReader(numbered(n)), "pub", "-h", "127.0.0.1", "-p", g.port(t, "a"), "-t", "plant/a", "-l", "-q", "1")
+	looking := make(chan struct{})
+	look := make(chan struct{})
+	go func() { // ends with looking
+		defer close(look)
+		for {
+			select {
+			case <-looking:
+				return
+			default:
+				g.get(t, "/api/v1/status")
+				g.get(t, "/metrics")
+			}
+		}
+	}()
+	for i := range 2 * len(variants) {
+		g.rewrite(t, variants[i%len(variants)])
+		if err := syscall.Kill(os.Getpid(), syscall.SIGHUP); err != nil {
+			t.Error(err)
+		}
+		g.reload(t).want(t, exitOK, "", "")
+	}
+	close(looking)
+	<-look
+	publishing.wait(t).want(t, exitOK, "", "")
+	g.pub(t, numbered(n), "-t", "plant/a", "-l", "-q", "1").want(t, exitOK, "", "")
+	eventually(t, "everything is delivered", func() bool {
+		s := g.status(t)
+		return len(s.Uplinks) == 1 && s.Uplinks[0].Records == 0
+	})
+	_, text := g.get(t, "/metrics")
+	if line := fmt.Sprintf(`tidegate_ledger_total{place="delivered",route="all",uplink="cloud"} %d`, 2*n); !strings.Contains(text, line) {
+		t.Errorf("the metrics have no %s", line)
 	}
 }

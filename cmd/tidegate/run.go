@@ -137,6 +137,11 @@ func (g *gateway) run(ctx context.Context, hurry <-chan struct{}) error {
 func (g *gateway) ready() {
 	g.up.Store(true)
 	g.announce("online")
+	g.log.Info("ready", g.bound()...)
+}
+
+// bound are the addresses that are listened on, by their names.
+func (g *gateway) bound() []any {
 	var bound []any
 	addrs := g.broker.Addrs()
 	for _, name := range slices.Sorted(maps.Keys(addrs)) {
@@ -146,5 +151,5 @@ func (g *gateway) ready() {
 	if g.admin != nil {
 		bound = append(bound, "admin", g.admin.Addr().String())
 	}
-	g.log.Info("ready", bound...)
+	return bound
 }
