@@ -179,3 +179,33 @@ func TestWillsOfDisconnected(t *testing.T) {
 		t.Errorf("%d wills wait, want 1", n)
 	}
 }
+
+// What waits in a shared subscription for a client that may not have it any more goes to another member.
+func TestRevokedShareIsHandedOn(t *testing.T) {
+	all := config.Rule{User: "*", Publish: []string{"#"}, Subscribe: []string{"#"}}
+	acl := newChanging(t, []string{"b", "b", "c", "c"}, all)
+	b := startBroker(t, func(o *Options) { o.ACL = acl })
+	c := connect(t, b.addr, rawOptions{ID: "c", V: 5, User: "c", Pass: "c", Expiry: 3600})
+	subscribe(t, c, "$share/g/plant/#", 1)
+	c.Disconnect()
+	eventually(t, "c is away", func() bool { return b.Clients() == 0 })
+	for i := range 3 {
+		_, _ = b.Publish(msg(fmt.Sprint("plant/", i), ""))
+	}
+	other := connect(t, b.addr, rawOptions{ID: "b", V: 5, User: "b", Pass: "b"})
+	subscribe(t, other, "$share/g/plant/#", 1)
+	acl.become(config.Rule{User: "c", DenySubscribe: []string{"plant/#"}}, all)
+	if n := b.RejudgeUsers(); n != 0 {
+		t.Errorf("%d clients were disconnected", n)
+	}
+	c = connect(t, b.addr, rawOptions{ID: "c", V: 5, User: "c", Pass: "c", Expiry: 3600})
+	for i := range 3 {
+		if pk := expect(t, other, packets.Publish); pk.TopicName != fmt.Sprint("plant/", i) {
+			t.Errorf("got %q as number %d", pk.TopicName, i)
+		}
+	}
+	silent(t, c, 50*time.Millisecond)
+	if n := b.metric(t, "tidegate_session_drops_total", "reason", "not_allowed"); n != 0 {
+		t.Errorf("%v messages were given up", n)
+	}
+}

@@ -38,9 +38,25 @@ func (g *gateway) followReloads(ctx context.Context) error {
 			g.reload.ended = true
 			return nil
 		case <-g.reload.hangUp:
-			g.Reload("SIGHUP")
+			if g.awaitReady(ctx) {
+				g.Reload("SIGHUP")
+			}
 		}
 	}
+}
+
+// awaitReady waits until the gateway is ready, as a signal may have come before that. It returns false when ctx ends first.
+func (g *gateway) awaitReady(ctx context.Context) bool {
+	look := time.NewTicker(20 * time.Millisecond)
+	defer look.Stop()
+	for !g.up.Load() {
+		select {
+		case <-look.C:
+		case <-ctx.Done():
+			return false
+		}
+	}
+	return true
 }
 
 // lastReload returns how the last reload ended; nil: there was none.

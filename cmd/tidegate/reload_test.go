@@ -182,3 +182,44 @@ func TestReloadOften(t *testing.T) {
 		t.Errorf("the metrics have no %s", line)
 	}
 }
+
+// TestReloadAddsEncryptedUplink: an uplink that is added while the gateway runs has its records encrypted from the first one on, and
+// the next process reads them. One whose demands the open log cannot meet is refused, and nothing changes.
+func TestReloadAddsEncryptedUplink(t *testing.T) {
+	key := filepath.Join(t.TempDir(), "key")
+	writeFile(t, key, strings.Repeat("0f", 32))
+	away := freePort(t)
+	loose := oneListener + oneRoute + uplinkTo(away, "[uplink.cloud.buffer]\nsync = \"1s\"")
+	second := func(port int, buffer string) string {
+		return strings.ReplaceAll(uplinkTo(port, "[uplink.cloud.buffer]\nencryption_key = { file = \""+key+"\" }\n"+buffer), "cloud", "second")
+	}
+	g := startGateway(t, writeConfig(t, loose))
+	g.rewrite(t, loose+second(away, "")+"[listener.b]\nlisten = \"mqtt://127.0.0.1:0\"\n")
+	g.reload(t).want(t, exitFailed, "", "uplink.second.buffer.sync: the buffer was opened with 1s at risk")
+	if s := g.status(t); len(s.Uplinks) != 1 || strings.Contains(g.err.String(), "listener.b") {
+		t.Errorf("something changed: %+v", s.Uplinks)
+	}
+	g.rewrite(t, oneListener+oneRoute+second(away, "sync = \"1s\""))
+	g.reload(t).want(t, exitOK, "uplink.cloud: removed\nuplink.second: added\n", "")
+	const secret = "what nobody may read on the disk"
+	g.pub(t, strings.Repeat(secret+"\n", 100), "-t", "plant/a", "-l", "-q", "1").want(t, exitOK, "", "")
+	g.stop(t)
+	segments, err := filepath.Glob(filepath.Join(filepath.Dir(g.file), "data", "log", "*"))
+	if err != nil || len(segments) == 0 {
+		t.Fatalf("%v, %v", segments, err)
+	}
+	for _, file := range segments {
+		if data, _ := os.ReadFile(file); strings.Contains(string(data), "nobody may read") {
+			t.Errorf("%s holds plain records", file)
+		}
+	}
+
+	cloud := mosquitto(t, "allow_anonymous true")
+	g.rewrite(t, oneListener+oneRoute)
+	g = startGateway(t, g.file)
+	g.rewrite(t, oneListener+oneRoute+second(cloud, ""))
+	g.reload(t).want(t, exitFailed, "", "uplink.second.buffer.encryption_key: the buffer holds a queue of this uplink from before")
+	g.stop(t)
+	g = startGateway(t, g.file)
+	eventually(t, "the next process sends them", func() bool { return g.status(t).Uplinks[0].Delivered == 100 })
+}
