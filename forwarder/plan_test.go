@@ -185,3 +185,47 @@ func TestRemovedUplinkKeepsItsQueue(t *testing.T) {
 		t.Errorf("ledger: %v", e)
 	}
 }
+
+// The bounds of a buffer change while it is full, without a new connection.
+func TestBoundsChange(t *testing.T) {
+	cloud := newFakeCloud(takeAll)
+	cfg := testConfig(nil, "cloud")
+	r := open(t, t.TempDir(), cfg, map[string]*fakeCloud{"cloud": cloud}).start()
+	defer r.close()
+	cloud.setOffline(true)
+	const n, size = 300, 20_000
+	for range n {
+		r.send("a", string(make([]byte, size)))
+	}
+	buffered := func() int { return int(r.entry("all", "cloud").Places["buffered"]) }
+	if left := buffered(); left < n-1 { // one may have been on its way
+		t.Fatalf("%d of %d are buffered", left, n)
+	}
+	bounds := func(c config.Buffer) {
+		next := testConfig(nil, "cloud")
+		next.Uplinks["cloud"] = config.Uplink{Buffer: c}
+		r.change(next, nil)
+	}
+	bounds(config.Buffer{MaxBytes: 2 << 20})
+	eventually(t, "the oldest have gone", func() bool { return buffered()*size <= 2<<20 })
+	r.eventuallyBalanced()
+	bounds(config.Buffer{MaxBytes: 2 << 20, WhenFull: "refuse"})
+	refused := false
+	for range n {
+		_, err := r.f.Ingest(message.Message{Topic: "a", Payload: make([]byte, size), Source: message.Source{Protocol: message.MQTT, Client: "dev"}})
+		refused = refused || err != nil
+	}
+	if !refused {
+		t.Error("a full buffer that is to refuse now takes everything")
+	}
+	left := buffered()
+	bounds(config.Buffer{MaxBytes: 64 << 20, MaxAge: config.Age(time.Nanosecond)})
+	eventually(t, "everything has expired", func() bool { return buffered() == 0 })
+	r.eventuallyBalanced()
+	if e := r.entry("all", "cloud"); e.Places["evicted"] == 0 || e.Places["expired"] == 0 || e.Places["refused"] == 0 {
+		t.Errorf("ledger: %v, %d were left", e, left)
+	}
+	if cloud.links > 1 {
+		t.Errorf("%d connections", cloud.links)
+	}
+}

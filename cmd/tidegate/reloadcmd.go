@@ -82,7 +82,11 @@ func cmdReload(args []string, std stdio) int {
 
 // printReload writes what a reload changed for people.
 func printReload(w io.Writer, r admin.Reload) {
-	if len(r.Changed) == 0 {
+	switch {
+	case len(r.Changed) > 0:
+	case len(r.NeedsRestart) > 0:
+		fmt.Fprintln(w, "nothing to apply without a restart")
+	default:
 		fmt.Fprintf(w, "nothing to apply: %s says what holds already\n", nameOf(r.File))
 	}
 	for _, c := range r.Changed {
