@@ -6,10 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -57,20 +59,36 @@ func makeCoAP(g *gateway, c *config.Config, name string, reg prometheus.Register
 	})
 }
 
-// tryCoAP binds, for a moment, the addresses that the running bridge does not have.
+// tryCoAP binds, for a moment, the addresses that the running bridge does not have. One whose port it has on another address may be
+// free only when it has stopped.
 func tryCoAP(g *gateway, running, c *config.Config, _ string) error {
-	fresh := config.CoAP{Listen: slices.Clone(c.CoAP.Listen)}
+	var has config.CoAP
 	if running.CoAP != nil {
-		fresh.Listen = slices.DeleteFunc(fresh.Listen, func(address string) bool { return slices.Contains(running.CoAP.Listen, address) })
+		has = *running.CoAP
 	}
-	if len(fresh.Listen) == 0 {
-		return nil
+	ports := map[string]bool{}
+	for _, address := range has.Listen {
+		ports[portOf(address)] = true
 	}
-	b, err := coap.New(fresh, coap.Options{Bus: g.broker, ACL: g.users, Metrics: prometheus.NewRegistry()})
-	if err != nil {
-		return err
+	for _, address := range c.CoAP.Listen {
+		if slices.Contains(has.Listen, address) {
+			continue
+		}
+		b, err := coap.New(config.CoAP{Listen: []string{address}}, coap.Options{Bus: g.broker, ACL: g.users, Metrics: prometheus.NewRegistry()})
+		switch {
+		case err == nil:
+			_ = b.Close()
+		case !errors.Is(err, syscall.EADDRINUSE) || !ports[portOf(address)]:
+			return err
+		}
 	}
-	return b.Close()
+	return nil
+}
+
+// portOf returns the port of a coap URL.
+func portOf(address string) string {
+	_, port, _ := net.SplitHostPort(config.HostPort(address))
+	return port
 }
 
 func opcuaSections(c *config.Config) map[string]any {

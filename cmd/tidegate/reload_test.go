@@ -1,17 +1,22 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
 
 	"tidegate/admin"
+	"tidegate/config"
 )
 
 // rewrite replaces the configuration of a gateway, so that nobody reads half of it.
@@ -222,4 +227,105 @@ func TestReloadAddsEncryptedUplink(t *testing.T) {
 	g.stop(t)
 	g = startGateway(t, g.file)
 	eventually(t, "the next process sends them", func() bool { return g.status(t).Uplinks[0].Delivered == 100 })
+}
+
+// TestReloadCoAPMoves: a CoAP server grows from one address of its port to every one, and gets a second one beside it. Where the
+// latter is taken, the first goes on as it was.
+func TestReloadCoAPMoves(t *testing.T) {
+	port := freePort(t)
+	listen := func(addresses string) string { return oneListener + "[coap]\nlisten = [" + addresses + "]\n" }
+	small := fmt.Sprintf(`"coap://127.0.0.1:%d"`, port)
+	g := startGateway(t, writeConfig(t, listen(small)))
+	up := func() {
+		t.Helper()
+		eventually(t, "the bridge is up", func() bool { b := g.status(t).Bridges; return len(b) == 1 && b[0].Up })
+	}
+	up()
+	g.rewrite(t, listen(fmt.Sprintf(`"coap://:%d"`, port)))
+	g.reload(t).want(t, exitOK, "coap: changed: listen\n", "")
+	up()
+	g.rewrite(t, listen(small+`, "coap://127.0.0.1:0"`))
+	g.reload(t).want(t, exitOK, "coap: changed: listen\n", "")
+	up()
+	if !strings.Contains(g.err.String(), fmt.Sprintf("coap=127.0.0.1:%d coap.2=127.0.0.1:", port)) {
+		t.Errorf("the log does not name the new addresses: %s", g.err.String())
+	}
+}
+
+// TestReloadIsTakenBack: when the last step of a change fails, routes, uplinks, listeners and bridges are what they were, and
+// nothing that was taken meanwhile is lost.
+func TestReloadIsTakenBack(t *testing.T) {
+	cloud := mosquitto(t, "allow_anonymous true")
+	port := freePort(t)
+	base := oneRoute + uplinkTo(cloud, "") + fmt.Sprintf("[coap]\nlisten = [\"coap://127.0.0.1:%d\"]\n", freePort(t))
+	file := writeConfig(t, fmt.Sprintf("[listener.a]\nlisten = \"mqtt://127.0.0.1:%d\"\n", port)+base)
+	old, err := config.Load(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var log syncBuffer
+	logger, _ := newLogger(old.Log, &log)
+	g, err := build(t.Context(), old, logger, seams{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- g.run(ctx, nil) }()
+	defer func() {
+		stop()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}()
+	pub := func(port int) result {
+		return tidegate(t, numbered(10), "pub", "-h", "127.0.0.1", "-p", fmt.Sprint(port), "-t", "plant/a", "-l", "-q", "1")
+	}
+	eventually(t, "it is ready", g.up.Load)
+	pub(port).want(t, exitOK, "", "")
+
+	other := freePort(t)
+	next, err := config.Load(writeBeside(t, file, fmt.Sprintf("[listener.a]\nlisten = \"mqtt://127.0.0.1:%d\"\n[listener.b]\nlisten = \"mqtt://127.0.0.1:0\"\n"+
+		"[route.new]\nfrom = [\"#\"]\ntopic = \"new/{topic}\"\n[coap]\nlisten = [\"coap://127.0.0.1:0\"]\n", other)+
+		uplinkTo(cloud, "keep_alive = \"20s\"")+strings.ReplaceAll(uplinkTo(cloud, ""), "cloud", "second")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := compare(old, next)
+	p, err := g.prepare(old, d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	made := false
+	p.steps = slices.Insert(p.steps, len(p.steps)-1, step{name: "last", commit: func() error {
+		made = len(g.forwarder.Status()) == 2 && len(g.broker.Addrs()) == 2
+		pub(other).want(t, exitOK, "", "")
+		return errors.New("it failed")
+	}})
+	if err := p.commit(); err == nil || err.Error() != "it failed" || !made {
+		t.Fatalf("%v; it was made: %v", err, made)
+	}
+	pub(port).want(t, exitOK, "", "")
+	if r := pub(other); r.code != exitUnavailable {
+		t.Errorf("the new listener is still there: %+v", r)
+	}
+	eventually(t, "everything has left", func() bool {
+		s := g.Status()
+		return len(s.Uplinks) == 1 && s.Uplinks[0].Records == 0 && len(s.Bridges) == 1 && s.Bridges[0].Up
+	})
+	got := map[string]uint64{}
+	for _, e := range g.forwarder.Ledger().Entries {
+		got[e.Route+" to "+e.Uplink] = e.Taken
+		for place, n := range e.Places {
+			if n > 0 && place != "delivered" && place != "buffered" {
+				t.Errorf("%s to %s: %d %s", e.Route, e.Uplink, n, place)
+			}
+		}
+	}
+	if want := map[string]uint64{"all to cloud": 20, "new to cloud": 10, "new to second": 10}; !maps.Equal(got, want) {
+		t.Errorf("the ledger has %v, want %v", got, want)
+	}
+	if a := g.broker.Addrs(); len(a) != 1 {
+		t.Errorf("listening on %v", a)
+	}
 }
