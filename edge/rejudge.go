@@ -43,6 +43,7 @@ func (b *Broker) Rejudge(hide bool, anonymous map[string]bool) (disconnected int
 	for _, l := range b.every() {
 		if admits, ok := anonymous[l.name]; ok {
 			l.anonymous.Store(admits)
+			l.config.Anonymous = &admits // only changes of listeners look at it, of which this is one
 		}
 	}
 	return b.RejudgeUsers()

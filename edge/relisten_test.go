@@ -60,6 +60,10 @@ func TestListenersChange(t *testing.T) {
 	}
 	connect(t, comes, rawOptions{ID: "4", V: 5})
 	connect(t, stays, rawOptions{ID: "2", V: 5, TLS: p.device("two", "two")})
+	no := false
+	relisten(t, b, map[string]config.Listener{
+		"test": {Listen: "mqtt://127.0.0.1:0", Anonymous: &no}, "stays": secure, "comes": {Listen: "mqtt://" + comes},
+	}) // that is for Rejudge
 	_ = staying.Publish(1, "a", 1, nil)
 	expect(t, staying, packets.Puback)
 	if got := b.Addrs(); len(got) != 3 || got["stays"].String() != stays || got["test"].String() != b.addr {

@@ -246,11 +246,16 @@ func boundOf(c config.Buffer) (maxBytes int64, p buffer.Policy) {
 // setBounds changes what the buffer of an uplink keeps.
 func (o *output) setBounds(c config.Buffer) error {
 	o.bound.Set(boundOf(c))
-	if o.maxAge.Swap(int64(c.MaxAge)) == int64(c.MaxAge) {
+	return o.setMaxAge(c.MaxAge.D())
+}
+
+// setMaxAge changes how long records are kept; 0: without end.
+func (o *output) setMaxAge(d time.Duration) error {
+	if o.maxAge.Swap(int64(d)) == int64(d) {
 		return nil
 	}
 	for _, l := range o.lanes {
-		if err := l.declare(o.log, l.queue.Name(), o.bound, c.MaxAge.D()); err != nil {
+		if err := l.declare(o.log, l.queue.Name(), o.bound, d); err != nil {
 			return err
 		}
 	}

@@ -94,8 +94,9 @@ func (n *Change) Commit() error {
 	f.mu.Unlock()
 	f.plan.Store(newPlan(n.chain, outs, f.ledger))
 	for name, o := range before {
-		if !slices.Contains(outs, o) {
+		if !slices.Contains(n.names, name) {
 			f.parked[name] = o
+			_ = o.setMaxAge(0) // it stays until the uplink is back or somebody purges it; the log takes no more if this fails
 		}
 	}
 	f.relay(outs, fresh)

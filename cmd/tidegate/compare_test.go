@@ -67,6 +67,7 @@ func TestCompare(t *testing.T) {
 		{old: "[route.r]", new: "[route.s]", changes: "route.r: removed; route.s: added"},
 		{old: `from = ["plant/#"]`, new: "from = [\"plant/#\"]\nqos = 2\nlane = \"urgent\"", changes: "route.r: changed: qos, lane"},
 		{old: "mqtt://127.0.0.1:1\"", new: "mqtt://127.0.0.1:2\"", changes: "uplink.cloud: changed: servers", uplinks: 1},
+		{old: "mqtt://127.0.0.1:1\"]", new: "mqtt://127.0.0.1:1\"]\nusername = \"u\"\npassword = \"p\"", changes: "uplink.cloud: changed: username, password", uplinks: 1},
 		{old: "64MiB", new: "32MiB", changes: "uplink.cloud: changed: buffer.max_bytes"},
 		{new: "sync = \"1s\"\nmax_age = \"1h\"\n", changes: "uplink.cloud: changed: buffer.max_age", restart: "uplink.cloud.buffer.sync"},
 		{new: "compress = \"off\"\n", restart: "uplink.cloud.buffer.compress"},
