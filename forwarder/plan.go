@@ -51,7 +51,11 @@ func (f *Forwarder) Prepare(c *config.Config, links map[string]Uplink) (*Change,
 		if links[name] == nil && f.output(name) == nil {
 			return nil, fmt.Errorf("forwarder: uplink %s has no connection", name)
 		}
-		if _, err := compileCommands(f.gateway, name, c.Uplinks[name].Commands); err != nil {
+		_, err := compileCommands(f.gateway, name, c.Uplinks[name].Commands)
+		if err == nil {
+			_, err = newBatching(f.gateway, name, c.Uplinks[name].Batch, f.metrics)
+		}
+		if err != nil {
 			return nil, fmt.Errorf("forwarder: uplink %s: %w", name, err)
 		}
 	}

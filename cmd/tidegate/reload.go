@@ -193,8 +193,11 @@ func (g *gateway) prepareUplinks(p *prepared, old *config.Config, d *difference)
 				g.keys.add(name, u)
 			}
 		}
+		if err := change.Commit(); err != nil {
+			return err
+		}
 		g.uplinks.set(clients, c.Uplinks)
-		return change.Commit()
+		return nil
 	}
 	p.steps = append(p.steps, step{
 		name:   "uplinks and routes",
