@@ -110,8 +110,12 @@ func TestUplinksChangeUnderLoad(t *testing.T) {
 		})
 	}
 	alone := testConfig(routes, "stays")
+	live := testConfig(routes, "stays", "moves")
+	fast := live.Uplinks["moves"]
+	fast.LiveFirst = true
+	live.Uplinks["moves"] = fast
 	for range 10 {
-		r.change(both, map[string]*fakeCloud{"moves": fresh()}) // replaced
+		r.change(live, map[string]*fakeCloud{"moves": fresh()}) // replaced
 		some()
 		r.change(alone, nil) // removed
 		some()
