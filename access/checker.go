@@ -2,6 +2,7 @@ package access
 
 import (
 	"fmt"
+	"hash/maphash"
 	"net/netip"
 	"sync"
 	"sync/atomic"
@@ -15,6 +16,7 @@ import (
 type Checker struct {
 	logins   *logins
 	lockouts lockouts
+	seed     maphash.Seed // of credentials
 	state    atomic.Pointer[state]
 	mu       sync.Mutex // serializes changes of state
 }
@@ -28,7 +30,7 @@ type state struct {
 
 // New returns a Checker for the [auth] section of a valid configuration. It reads the users file.
 func New(c config.Auth) (*Checker, error) {
-	k := &Checker{logins: newLogins()}
+	k := &Checker{logins: newLogins(), seed: maphash.MakeSeed()}
 	commit, err := k.Prepare(c)
 	if err != nil {
 		return nil, err
@@ -52,8 +54,8 @@ func (k *Checker) Prepare(c config.Auth) (commit func(), err error) {
 	}, nil
 }
 
-// Reload reads the users file again when it changed. On an error the users stay as they were. Connected clients stay
-// connected.
+// Reload reads the users file again when it changed. On an error the users stay as they were. What that means for clients that
+// are connected is for those who hold the connections, see Credential.
 func (k *Checker) Reload() (changed bool, err error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -75,6 +77,16 @@ func (k *Checker) Reload() (changed bool, err error) {
 	k.state.Store(&state{users: u, usersFile: old.usersFile, rules: old.rules})
 	k.lockouts.clear()
 	return true, nil
+}
+
+// Credential tells one password of a user from another without telling what it is; 0: there is no such user. Who logged in
+// while it was another one, would have to log in again.
+func (k *Checker) Credential(user string) uint64 {
+	hash, ok := k.state.Load().users.hashes[user]
+	if !ok {
+		return 0
+	}
+	return max(maphash.Bytes(k.seed, hash), 1)
 }
 
 // Login is how a client says who it is.

@@ -18,27 +18,33 @@ var openAPI []byte
 type route struct {
 	path    string
 	handler http.Handler
+	post    bool // changes something: answers POST only
 }
 
-// table lists every route of the TCP surface. All answer GET and HEAD only; anything else is 405.
+// table lists every route of the TCP surface. Those that do not change anything answer GET and HEAD only; anything else is 405.
 func table(source Source, metrics prometheus.Gatherer, log *slog.Logger) []route {
 	return []route{
-		{"/healthz", text("ok\n")},
-		{"/readyz", readyz(source)},
-		{"/metrics", promhttp.HandlerFor(metrics, promhttp.HandlerOpts{
+		{path: "/healthz", handler: text("ok\n")},
+		{path: "/readyz", handler: readyz(source)},
+		{path: "/metrics", handler: promhttp.HandlerFor(metrics, promhttp.HandlerOpts{
 			ErrorLog:      slog.NewLogLogger(log.Handler(), slog.LevelWarn),
 			ErrorHandling: promhttp.ContinueOnError,
 		})},
-		{"/api/v1/status", status(source)},
-		{"/api/v1/openapi.yaml", document("application/yaml", openAPI)},
-		{"/{$}", text("Tidegate. See /healthz, /readyz, /metrics, /api/v1/status and /api/v1/openapi.yaml.\n")},
+		{path: "/api/v1/status", handler: status(source)},
+		{path: "/api/v1/reload", handler: guarded(reload(source)), post: true},
+		{path: "/api/v1/openapi.yaml", handler: document("application/yaml", openAPI)},
+		{path: "/{$}", handler: text("Tidegate. See /healthz, /readyz, /metrics, /api/v1/status and /api/v1/openapi.yaml.\n")},
 	}
 }
 
 func routes(source Source, metrics prometheus.Gatherer, log *slog.Logger) http.Handler {
 	mux := http.NewServeMux()
 	for _, r := range table(source, metrics, log) {
-		mux.Handle("GET "+r.path, r.handler)
+		method := "GET "
+		if r.post {
+			method = "POST "
+		}
+		mux.Handle(method+r.path, r.handler)
 	}
 	return secured(mux)
 }

@@ -2,7 +2,8 @@
 // the data folder over which the commands of the same machine talk to the running gateway (socket.go).
 //
 // It reads what it shows through the small Source interface and starts no work of its own. It shares no mux and no login
-// with the data surface for devices. Everything here is read-only. Start reading here; api.go holds the routes.
+// with the data surface for devices. Nothing here changes anything but a reload of the configuration (reload.go). Start reading
+// here; api.go holds the routes.
 package admin
 
 import (
@@ -34,13 +35,15 @@ const (
 	closeTimeout      = 2 * time.Second
 )
 
-// Source is what the surface shows. Its methods are called from many goroutines and must answer at once.
+// Source is what the surface shows. Its methods are called from many goroutines and must answer at once, but for Reload.
 type Source interface {
 	Status() Status
 	// Ready returns nil when the listeners are up and the disk takes records, else why not.
 	Ready() error
 	// Warnings are what somebody has to look at though the gateway works.
 	Warnings() []string
+	// Reload reads the configuration again and reports what that changed. It may take some seconds. by says who asked.
+	Reload(by string) Reload
 }
 
 // Server serves the [admin] section.

@@ -26,6 +26,15 @@ import (
 type fakeSource struct {
 	err      error
 	warnings []string
+	reload   Reload // what a reload reports
+	reloads  int
+}
+
+func (f *fakeSource) Reload(by string) Reload {
+	f.reloads++
+	r := f.reload
+	r.By = by
+	return r
 }
 
 func (f *fakeSource) Ready() error       { return f.err }
@@ -101,6 +110,8 @@ func TestRoutes(t *testing.T) {
 		{"HEAD", "/healthz", 200, ""},
 		{"GET", "/nothing", 404, ""},
 		{"POST", "/api/v1/status", 405, ""},
+		{"GET", "/api/v1/reload", 405, ""},
+		{"POST", "/api/v1/reload", 200, `"by":"api"`},
 		{"DELETE", "/healthz", 405, ""},
 	} {
 		code, body, header := get(t, http.DefaultClient, c.method, base+c.path)

@@ -16,6 +16,8 @@ type Status struct {
 	LastError string `json:"last_error"`
 	// Warnings are what somebody has to look at though the gateway works, such as a certificate that is about to expire.
 	Warnings []string `json:"warnings,omitempty"`
+	// Reload is how the last reload of the configuration ended; nil: there was none.
+	Reload *Reload `json:"reload,omitempty"`
 }
 
 // UplinkStatus is one uplink and its buffer, all lanes together.

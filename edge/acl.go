@@ -13,6 +13,8 @@ type ACL interface {
 	Authenticate(l access.Login) (access.Identity, error)
 	// Exchange begins a login by SCRAM-SHA-256 of a client at that address; nil where that is not possible.
 	Exchange(from netip.Addr) *access.Exchange
+	// Credential tells one password of a user from another; 0: there is no such user.
+	Credential(user string) uint64
 	// Allow must be quick: it is asked for every message, every filter and every delivery.
 	Allow(id access.Identity, action access.Action, topic string) bool
 }

@@ -4,7 +4,7 @@
 // The embedded broker library (mochi) reads and checks packets and manages connections; everything that decides what
 // becomes of a message is done here. A PUBLISH is taken in by capture.go: checked, handed to Ingest, acknowledged through
 // the connection's gate (edge/gate) when its record is on disk, and given to local subscribers by edge/session, which does
-// all delivery. hooks.go is the seam to the library, connect.go and will.go the life of a connection, subscribe.go the
+// all delivery. What changes while clients are connected is in rejudge.go and relisten.go. hooks.go is the seam to the library, connect.go and will.go the life of a connection, subscribe.go the
 // subscriptions, publish.go what bridges and commands use. Nothing of the library leaves this package. Start at New.
 package edge
 
@@ -80,7 +80,10 @@ type Broker struct {
 	sessions  *session.Manager
 	take      func(*message.Message, session.Riders) (message.Ticket, error) // ingest
 	server    *mqtt.Server
+	listening sync.Mutex // guards listeners
 	listeners []*listener
+	accepting sync.WaitGroup // the loops of accept
+	begun     chan struct{}  // closed when Run accepts
 	wills     wills
 	turns     turns
 	refusals  sparing
@@ -89,6 +92,8 @@ type Broker struct {
 	sources   sources
 	clients   atomic.Int64
 	stopping  atomic.Bool
+	hide      atomic.Bool   // see Options.HideReasons
+	rules     atomic.Uint64 // counts the changes of users and rules, see rejudge.go
 	names     atomic.Uint64 // given to connections, see hooks.OnSessionEstablish
 
 	// life is the context of handlers of Subscribe; it ends when Run does.
@@ -116,7 +121,8 @@ func New(o Options) (*Broker, error) {
 	if o.Store != nil && o.IngestWith == nil {
 		return nil, errors.New("edge: a store of sessions needs IngestWith")
 	}
-	b := &Broker{o: o, log: o.Log, audit: newAudit(o.Audit), limits: connectionLimits(o)}
+	b := &Broker{o: o, log: o.Log, audit: newAudit(o.Audit), limits: connectionLimits(o), begun: make(chan struct{})}
+	b.hide.Store(o.HideReasons)
 	b.take = b.ingest
 	b.metrics = newMetrics(o.Metrics, b)
 	b.wills.pending = make(map[string]pendingWill)
@@ -192,8 +198,8 @@ func (b *Broker) newServer() error {
 
 // Addrs returns the bound address of every listener by its name.
 func (b *Broker) Addrs() map[string]net.Addr {
-	m := make(map[string]net.Addr, len(b.listeners))
-	for _, l := range b.listeners {
+	m := map[string]net.Addr{}
+	for _, l := range b.every() {
 		m[l.name] = l.Addr()
 	}
 	return m
@@ -229,7 +235,7 @@ func (b *Broker) lost() uint64 {
 // Close unbinds the listeners of a Broker that was not run.
 func (b *Broker) Close() error {
 	var errs []error
-	for _, l := range b.listeners {
+	for _, l := range b.every() {
 		errs = append(errs, l.Close())
 	}
 	b.end()
@@ -241,14 +247,16 @@ func (b *Broker) Close() error {
 // clients did not fail. It returns nil after an orderly stop and when all its goroutines have ended.
 func (b *Broker) Run(ctx context.Context) error {
 	var loops sync.WaitGroup
-	for _, l := range b.listeners {
-		loops.Go(func() { b.accept(l) }) // ends when the listener is closed
+	for _, l := range b.every() {
+		b.start(l)
 	}
+	close(b.begun)
 	loops.Go(func() { b.sweep(ctx) }) // ends with ctx
 	<-ctx.Done()
 	b.stopping.Store(true)
 	b.endWaits()
 	err := b.shutdown()
+	b.accepting.Wait()
 	loops.Wait()
 	b.end()
 	err = errors.Join(err, b.awaitConns())
@@ -262,7 +270,7 @@ func (b *Broker) shutdown() error {
 	ctx, cancel := context.WithTimeout(context.Background(), b.o.Shutdown/2)
 	defer cancel()
 	var wg sync.WaitGroup
-	for _, l := range b.listeners {
+	for _, l := range b.every() {
 		wg.Go(func() {
 			if err := l.Shutdown(ctx, codeShuttingDown); err != nil && !errors.Is(err, net.ErrClosed) {
 				b.log.Warn("some connections had to be cut", "listener", l.name, "error", err)
@@ -297,6 +305,21 @@ func (b *Broker) end() {
 	b.mu.Unlock()
 	b.endWaits()
 	b.endLife()
+}
+
+// every returns the listeners.
+func (b *Broker) every() []*listener {
+	b.listening.Lock()
+	defer b.listening.Unlock()
+	return slices.Clone(b.listeners)
+}
+
+// start begins to accept clients on l.
+func (b *Broker) start(l *listener) {
+	b.accepting.Go(func() { // ends when the listener is closed
+		defer close(l.done)
+		b.accept(l)
+	})
 }
 
 // accept serves every connection of l on a goroutine of its own, which ends when the connection does.

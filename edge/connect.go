@@ -38,6 +38,7 @@ type peer struct {
 	client   string // client identifier
 	name     string // what the library calls the connection; empty until it has a session
 	identity access.Identity
+	proof    proof
 	admitted bool
 	counted  bool // in Broker.clients
 	session  *session.Session
@@ -174,13 +175,17 @@ func (p *peer) admit() byte {
 	case c.method != "" && c.method != methodSCRAM:
 		return codeBadAuthMethod // [MQTT-4.12.0-1]
 	}
+	p.proof = b.proofOf(c.user)
 	id, how, no := p.login()
 	c.password = nil
 	if no != nil {
 		b.refuseLogin(p, no)
 		return no.code
 	}
-	p.identity = id
+	p.identity, p.proof.by = id, how
+	if how == byMethod { // CONNECT need not name the user
+		p.proof.credential = b.o.ACL.Credential(id.User)
+	}
 	if p.will != nil && !p.mayPublish(p.will.msg.Topic) {
 		b.refuseLogin(p, &refusedLogin{label: "will", err: fmt.Errorf("may not publish its will message to %q", p.will.msg.Topic)})
 		return codeNotAuthorized

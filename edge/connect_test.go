@@ -280,6 +280,7 @@ func (everybody) Authenticate(l access.Login) (access.Identity, error) {
 	return access.Identity{User: l.User, Client: l.Client}, nil
 }
 func (everybody) Exchange(netip.Addr) *access.Exchange              { return nil }
+func (everybody) Credential(string) uint64                          { return 1 }
 func (everybody) Allow(access.Identity, access.Action, string) bool { return true }
 
 // There are as many sessions without a connection as there may be clients; the oldest go first. What is kept of a session

@@ -108,6 +108,9 @@ func (h *hooks) OnSessionEstablish(cl *mqtt.Client, _ packets.Packet) {
 	p.attach()
 	p.name = strconv.FormatUint(h.b.names.Add(1), 36)
 	cl.ID = p.name
+	if p.proof.rules != h.b.rules.Load() {
+		h.b.judge(p.session) // they changed since it logged in
+	}
 }
 
 // OnSessionEstablished starts delivery, after the CONNACK.

@@ -1,11 +1,13 @@
 package edge
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"net/url"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"tidegate/certs"
@@ -17,10 +19,13 @@ import (
 // listener is one address on which devices speak MQTT.
 type listener struct {
 	name      string
-	anonymous bool
+	anonymous atomic.Bool
 	identity  string        // which part of a client certificate is the user
 	required  bool          // no client comes in without a certificate
 	certs     *certs.Server // nil: no TLS
+	config    config.Listener
+	port      *port
+	done      chan struct{} // closed when nothing more is accepted; only of a listener that runs
 	*gate.Listener
 }
 
@@ -45,14 +50,33 @@ func connectionLimits(o Options) *gate.Limits {
 
 // bind makes the listener of that name.
 func (b *Broker) bind(name string, c config.Listener) error {
-	u, err := url.Parse(c.Listen)
+	address, err := addressOf(c)
 	if err != nil {
 		return fmt.Errorf("edge: listener %s: %w", name, err)
 	}
+	p, err := openPort(address)
+	if err != nil {
+		return fmt.Errorf("edge: listener %s: %w", name, err)
+	}
+	l, err := b.newListener(name, c, p)
+	if err != nil {
+		return errors.Join(err, p.Close())
+	}
+	b.listeners = append(b.listeners, l)
+	return nil
+}
+
+// newListener makes a listener on p, which is its own once it runs. It reads its certificates.
+func (b *Broker) newListener(name string, c config.Listener, p *port) (*listener, error) {
+	u, err := url.Parse(c.Listen)
+	if err != nil {
+		return nil, fmt.Errorf("edge: listener %s: %w", name, err)
+	}
 	l := &listener{
-		name: name, anonymous: c.Anonymous == nil || *c.Anonymous, identity: c.Identity,
+		name: name, config: c, port: p, identity: c.Identity, done: make(chan struct{}),
 		required: c.ClientAuth == config.ClientAuthRequire,
 	}
+	l.anonymous.Store(c.Anonymous == nil || *c.Anonymous)
 	o := gate.ListenerOptions{
 		Conn:     gate.Options{MaxPacket: int(b.o.Broker.MaxPacket), ConnectTimeout: b.o.ConnectTimeout},
 		Limits:   b.limits,
@@ -62,7 +86,7 @@ func (b *Broker) bind(name string, c config.Listener) error {
 	if u.Scheme == "mqtts" || u.Scheme == "wss" {
 		t, _ := c.TLS()
 		if l.certs, err = certs.NewServer(t); err != nil {
-			return fmt.Errorf("edge: listener %s: %w", name, err)
+			return nil, fmt.Errorf("edge: listener %s: %w", name, err)
 		}
 		o.TLS = l.certs.Config()
 	}
@@ -73,13 +97,17 @@ func (b *Broker) bind(name string, c config.Listener) error {
 		}
 		o.Layer = func(inner net.Conn) net.Conn { return ws.New(inner, web) }
 	}
-	ln, err := net.Listen("tcp", net.JoinHostPort(u.Hostname(), portOf(u)))
+	l.Listener = gate.NewListener(p, o)
+	return l, nil
+}
+
+// addressOf returns HOST:PORT of a listener.
+func addressOf(c config.Listener) (string, error) {
+	u, err := url.Parse(c.Listen)
 	if err != nil {
-		return fmt.Errorf("edge: listener %s: %w", name, err)
+		return "", err
 	}
-	l.Listener = gate.NewListener(ln, o)
-	b.listeners = append(b.listeners, l)
-	return nil
+	return net.JoinHostPort(u.Hostname(), portOf(u)), nil
 }
 
 // portOf returns the port of a listener's URL. Configurations spell it out.
@@ -102,7 +130,7 @@ func (b *Broker) turnedAway(listener string, from net.Addr, why gate.Reason) {
 // whose certificate a new revocation list names. It returns what is in use from now on, as LISTENER.KEY, and what is wrong with
 // the rest, of which the earlier files stay in use.
 func (b *Broker) ReloadCertificates() (changed []string, problems []error) {
-	for _, l := range b.listeners {
+	for _, l := range b.every() {
 		if l.certs == nil {
 			continue
 		}
@@ -124,7 +152,7 @@ func (b *Broker) ReloadCertificates() (changed []string, problems []error) {
 // have expired or soon will.
 func (b *Broker) CertificateWarnings(now time.Time) []string {
 	var list []string
-	for _, l := range b.listeners {
+	for _, l := range b.every() {
 		if l.certs != nil {
 			for _, w := range l.certs.Warnings(now) {
 				list = append(list, "listener "+l.name+": "+w)

@@ -55,7 +55,7 @@ func (p *peer) login() (access.Identity, string, *refusedLogin) {
 	}
 	id, err := p.b.o.ACL.Authenticate(access.Login{
 		User: p.connect.user, Password: p.connect.password, Client: p.client,
-		From: addrOf(p.RemoteAddr()), Anonymous: p.listener.anonymous,
+		From: addrOf(p.RemoteAddr()), Anonymous: p.listener.anonymous.Load(),
 	})
 	switch {
 	case errors.Is(err, access.ErrLocked):

@@ -31,6 +31,7 @@ const (
 	codeTopicAlias       = 0x94
 	codeTooLarge         = 0x95
 	codeQuota            = 0x97
+	codeAdministrative   = 0x98
 	codeConnectRate      = 0x9f
 	codeWillWithDelivery = 0x04 // of a DISCONNECT: publish the will
 )

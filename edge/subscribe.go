@@ -23,6 +23,7 @@ func (p *peer) readSubscribe(pk *packets.Packet) {
 		p.disconnect(codeProtocolError)
 		return
 	}
+	rules := p.b.rules.Load()
 	subs := make([]*session.Subscription, len(pk.Filters))
 	codes := make([]byte, len(pk.Filters))
 	room := maxFilters - p.session.Filters()
@@ -47,6 +48,9 @@ func (p *peer) readSubscribe(pk *packets.Packet) {
 		}
 	}
 	p.session.Subscribe(p, subs, p.subAnswer(packets.Suback<<4, pk.PacketID, codes))
+	if rules != p.b.rules.Load() {
+		p.b.judge(p.session) // they changed while it was looked at
+	}
 }
 
 // maySubscribe returns the reason code for a filter; success where it is allowed.
@@ -63,7 +67,7 @@ func (p *peer) maySubscribe(filter string) byte {
 
 // notAuthorized is the reason code for what a rule refuses.
 func (b *Broker) notAuthorized() byte {
-	if b.o.HideReasons {
+	if b.hide.Load() {
 		return codeUnspecified
 	}
 	return codeNotAuthorized

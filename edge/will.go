@@ -187,7 +187,7 @@ func (b *Broker) willOf(p *peer, current, lives bool) (w pendingWill, now bool) 
 			return pendingWill{}, false
 		}
 		return w, true
-	case p.forced || p.failed.Load():
+	case p.forced || p.failed.Load() || p.comesBack():
 		w.forced = delay < forcedDelay
 		delay = max(delay, forcedDelay)
 	case !lives:

@@ -71,10 +71,8 @@ func (d *deadLetters) add(reason string, rec []byte, done func(error)) {
 
 // DeadLetters returns the dead letters of an uplink, the oldest first. There are 16 MiB of them at most.
 func (f *Forwarder) DeadLetters(uplink string) ([]Stored, error) {
-	for _, o := range f.outs {
-		if o.name == uplink {
-			return o.dead.all()
-		}
+	if o := f.output(uplink); o != nil {
+		return o.dead.all()
 	}
 	return nil, fmt.Errorf("list dead letters: there is no uplink %q", uplink)
 }

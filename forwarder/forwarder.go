@@ -12,7 +12,6 @@ package forwarder
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"slices"
@@ -22,7 +21,6 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"golang.org/x/sync/errgroup"
 
 	"tidegate/buffer"
 	"tidegate/config"
@@ -34,16 +32,21 @@ type Forwarder struct {
 	gateway  string
 	log      *buffer.Log
 	logger   *slog.Logger
-	chain    *pipeline.Chain
-	outs     []*output
+	plan     atomic.Pointer[plan]
 	ledger   *ledger
-	lanes    []*lane   // of all outputs, and of uplinks that are configured no more
-	cells    [][]*cell // by route and uplink, for what is configured
 	metrics  *metrics
 	receipts *receipts
 	scratch  sync.Pool
 	damage   chan struct{} // capacity 1: some lane lost records
 	lastPos  atomic.Uint64 // of the last append
+
+	// changing is held while routes and uplinks change, and guards parked and work. It is taken before mu.
+	changing sync.Mutex
+	parked   map[string]*output // of uplinks that were removed, by name
+	work     *work              // nil: Run does not work
+	mu       sync.Mutex         // guards outs and lanes
+	outs     []*output          // as in plan
+	lanes    []*lane            // of all outputs, and of uplinks that are configured no more
 }
 
 // output is one uplink with its queues.
@@ -53,7 +56,7 @@ type output struct {
 	uplink Uplink
 	log    *buffer.Log
 	bound  *buffer.Bound
-	maxAge time.Duration // of a record; 0: without end
+	maxAge atomic.Int64 // of a record, a time.Duration; 0: without end
 	queues [pipeline.Lanes]*buffer.Queue
 	lanes  [pipeline.Lanes]*lane
 	dead   *deadLetters
@@ -80,32 +83,26 @@ func New(c *config.Config, log *buffer.Log, links map[string]Uplink, logger *slo
 		logger = slog.New(slog.DiscardHandler)
 	}
 	f := &Forwarder{
-		gateway: c.Gateway.ID, log: log, logger: logger.With("part", "forwarder"), chain: chain, ledger: newLedger(names),
-		damage: make(chan struct{}, 1),
+		gateway: c.Gateway.ID, log: log, logger: logger.With("part", "forwarder"), ledger: newLedger(names),
+		damage: make(chan struct{}, 1), parked: map[string]*output{},
 	}
 	f.scratch.New = func() any { return new(scratch) }
 	if f.metrics, err = newMetrics(reg, f.ledger); err != nil {
 		return nil, err
 	}
 	f.receipts = &receipts{log: log, observe: f.metrics.ingest.Observe}
-	for _, r := range chain.Routes() {
-		row := make([]*cell, len(names))
-		for _, up := range r.Targets() {
-			row[up] = f.ledger.cell([]byte(r.Name), up, r.Lane)
-		}
-		f.cells = append(f.cells, row)
-	}
-	for i, name := range names {
+	for _, name := range names {
 		link := links[name]
 		if link == nil {
 			return nil, fmt.Errorf("forwarder: uplink %s has no connection", name)
 		}
-		o, err := f.newOutput(i, name, c.Uplinks[name], link)
+		o, err := f.newOutput(name, c.Uplinks[name], link, nil)
 		if err != nil {
 			return nil, fmt.Errorf("forwarder: uplink %s: %w", name, err)
 		}
 		f.outs = append(f.outs, o)
 	}
+	f.plan.Store(newPlan(chain, f.outs, f.ledger))
 	if err := f.adoptOrphans(); err != nil {
 		return nil, err
 	}
@@ -121,12 +118,7 @@ func (f *Forwarder) adoptOrphans() error {
 		}
 		f.logger.Warn("the buffer holds records of an uplink that is not configured; they stay until they are purged",
 			"queue", q.Name, "records", q.Records)
-		index := slices.Index(f.ledger.uplinks, name)
-		if index < 0 {
-			index = len(f.ledger.uplinks)
-			f.ledger.uplinks = append(f.ledger.uplinks, name)
-		}
-		l := newLane(kind, index, f.ledger, nil, f.damage)
+		l := newLane(kind, f.ledger.index(name), f.ledger, nil, f.damage)
 		if err := l.open(f.log, q.Name, nil, 0); err != nil {
 			return fmt.Errorf("forwarder: records of uplink %s: %w", name, err)
 		}
@@ -151,48 +143,13 @@ func splitLaneName(queue string) (uplink string, kind pipeline.Lane, ok bool) {
 	return "", 0, false
 }
 
-// maxBytes is the bound of an uplink's buffer.
-func maxBytes(c config.Uplink) int64 {
-	if c.Buffer.MaxBytes > 0 {
-		return int64(c.Buffer.MaxBytes)
-	}
-	return defaultMaxBytes
-}
-
-// newOutput declares the queues of an uplink.
-func (f *Forwarder) newOutput(index int, name string, c config.Uplink, link Uplink) (*output, error) {
-	o := &output{
-		name: name, index: index, uplink: link, log: f.log, maxAge: c.Buffer.MaxAge.D(), ledger: f.ledger,
-		gaps: newGaps(f.metrics.gapsLost.WithLabelValues(name)),
-	}
+// newOutput makes the output of an uplink. before is an earlier one of the same uplink, whose queues go on; nil: its queues are
+// declared.
+func (f *Forwarder) newOutput(name string, c config.Uplink, link Uplink, before *output) (*output, error) {
+	o := &output{name: name, index: f.ledger.index(name), uplink: link, log: f.log, ledger: f.ledger}
 	logger := f.logger.With("uplink", name)
 	var err error
 	if o.rules, err = compileCommands(f.gateway, name, c.Protocol, c.Commands); err != nil {
-		return nil, err
-	}
-	policy := buffer.DropOldest
-	if c.Buffer.WhenFull == "refuse" {
-		policy = buffer.Refuse
-	}
-	o.bound = f.log.NewBound(maxBytes(c), policy)
-	if err := o.gaps.open(f.log, gapsName(name), logger); err != nil {
-		return nil, err
-	}
-	// The normal lane joins the bound first, so it is evicted first.
-	for kind := range pipeline.Lanes {
-		l := newLane(kind, index, f.ledger, o.gaps, f.damage)
-		if err := l.open(f.log, laneName(name, kind), o.bound, o.maxAge); err != nil {
-			return nil, err
-		}
-		o.queues[kind], o.lanes[kind] = l.queue, l
-		f.lanes = append(f.lanes, l)
-	}
-	o.gaps.settle(o.lanes[:])
-	o.dead = &deadLetters{log: f.log, logger: logger, evicted: f.metrics.deadLost.WithLabelValues(name)}
-	if err := o.dead.open(deadName(name)); err != nil {
-		return nil, err
-	}
-	if err := o.openGuard(f.metrics); err != nil {
 		return nil, err
 	}
 	o.drain = &drain{
@@ -202,77 +159,145 @@ func (f *Forwarder) newOutput(index int, name string, c config.Uplink, link Upli
 	if o.drain.batching, err = newBatching(f.gateway, name, c.Batch, f.metrics); err != nil {
 		return nil, err
 	}
-	return o, nil
+	if before == nil {
+		if err := f.openQueues(o, c.Buffer, logger); err != nil {
+			return o, err
+		}
+		return o, o.openGuard(f.metrics)
+	}
+	o.bound, o.queues, o.lanes, o.dead, o.gaps, o.guard = before.bound, before.queues, before.lanes, before.dead, before.gaps, before.guard
+	o.maxAge.Store(before.maxAge.Load())
+	if err := o.openGuard(f.metrics); err != nil {
+		return o, err
+	}
+	return o, o.setBounds(c.Buffer)
+}
+
+// openQueues declares the queues of an uplink. Those that adoptOrphans found become its own.
+func (f *Forwarder) openQueues(o *output, c config.Buffer, logger *slog.Logger) error {
+	o.bound = f.log.NewBound(boundOf(c))
+	o.maxAge.Store(int64(c.MaxAge))
+	o.gaps = newGaps(f.metrics.gapsLost.WithLabelValues(o.name))
+	if err := o.gaps.open(f.log, gapsName(o.name), logger); err != nil {
+		return err
+	}
+	// The normal lane joins the bound first, so it is evicted first.
+	for kind := range pipeline.Lanes {
+		l := f.orphan(o.index, kind)
+		if l == nil {
+			l = newLane(kind, o.index, f.ledger, o.gaps, f.damage)
+			if err := l.open(f.log, laneName(o.name, kind), o.bound, c.MaxAge.D()); err != nil {
+				return err
+			}
+			f.mu.Lock()
+			f.lanes = append(f.lanes, l)
+			f.mu.Unlock()
+			if f.work != nil { // count has begun without it
+				_ = l.countRecovered(f.work.sending)
+			}
+		} else if err := l.adopt(f.log, o.gaps, o.bound, c.MaxAge.D()); err != nil {
+			return err
+		}
+		o.queues[kind], o.lanes[kind] = l.queue, l
+	}
+	o.gaps.settle(o.lanes[:])
+	o.dead = &deadLetters{log: f.log, logger: logger, evicted: f.metrics.deadLost.WithLabelValues(o.name)}
+	return o.dead.open(deadName(o.name))
+}
+
+// orphan returns the lane of an uplink that was not configured so far; nil when there is none.
+func (f *Forwarder) orphan(uplink int, kind pipeline.Lane) *lane {
+	for _, l := range f.everyLane() {
+		if l.uplink == uplink && l.kind == kind {
+			return l
+		}
+	}
+	return nil
+}
+
+// everyLane returns the lanes there are.
+func (f *Forwarder) everyLane() []*lane {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Clone(f.lanes)
+}
+
+// outputs returns the outputs there are.
+func (f *Forwarder) outputs() []*output {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Clone(f.outs)
+}
+
+// output returns the output of an uplink; nil when there is none.
+func (f *Forwarder) output(name string) *output {
+	for _, o := range f.outputs() {
+		if o.name == name {
+			return o
+		}
+	}
+	return nil
+}
+
+// boundOf returns what a buffer may keep.
+func boundOf(c config.Buffer) (maxBytes int64, p buffer.Policy) {
+	if c.WhenFull == "refuse" {
+		p = buffer.Refuse
+	}
+	if maxBytes = int64(c.MaxBytes); maxBytes <= 0 {
+		maxBytes = defaultMaxBytes
+	}
+	return maxBytes, p
+}
+
+// maxBytesOf is the bound of an uplink's buffer.
+func maxBytesOf(c config.Uplink) int64 {
+	most, _ := boundOf(c.Buffer)
+	return most
+}
+
+// setBounds changes what the buffer of an uplink keeps.
+func (o *output) setBounds(c config.Buffer) error {
+	o.bound.Set(boundOf(c))
+	return o.setMaxAge(c.MaxAge.D())
+}
+
+// setMaxAge changes how long records are kept; 0: without end.
+func (o *output) setMaxAge(d time.Duration) error {
+	if o.maxAge.Swap(int64(d)) == int64(d) {
+		return nil
+	}
+	for _, l := range o.lanes {
+		if err := l.declare(o.log, l.queue.Name(), o.bound, d); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // age tells how old a record is that can expire, and whether it did.
 func (o *output) age(rec *buffer.Rec) (age time.Duration, expired bool) {
-	life := rec.Lifetime()
-	if life == 0 && o.maxAge == 0 {
+	life, most := rec.Lifetime(), time.Duration(o.maxAge.Load())
+	if life == 0 && most == 0 {
 		return 0, false
 	}
 	age = o.log.Age(rec)
-	return age, life > 0 && age >= life || o.maxAge > 0 && age >= o.maxAge
+	return age, life > 0 && age >= life || most > 0 && age >= most
 }
 
 // defaultMaxBytes stands in for a bound that the configuration left open.
 const defaultMaxBytes = 512 << 20
 
-// Run keeps the uplinks connected and sends until ctx ends. Then it stops sending, gives acknowledgements on the way a short
-// time to arrive, lets the uplinks say goodbye, and returns when every goroutine it started has ended. Commands of the
-// cloud are handed to deliver; one that nobody subscribes to is offered again in the first 10 s, in which devices connect
-// again, and given up after that. An error means that an uplink ended although it should not have.
-func (f *Forwarder) Run(ctx context.Context, deliver Deliver) error {
-	sending, stopSending := context.WithCancel(ctx)
-	defer stopSending()
-	// The connections outlive the drains, which still wait for acknowledgements when ctx ends.
-	connected, disconnect := context.WithCancel(context.WithoutCancel(ctx))
-	defer disconnect()
-
-	settled := time.Now().Add(commandGrace)
-	var links errgroup.Group
-	var drains sync.WaitGroup
-	for _, o := range f.outs {
-		c := &commands{
-			gateway: f.gateway, uplink: o.name, rules: o.rules, deliver: deliver, results: f.metrics.commands,
-			log: f.logger.With("uplink", o.name), settled: settled, guard: o.guard,
-		}
-		links.Go(func() error { // ends with connected
-			err := o.uplink.Run(connected, c.accept)
-			if connected.Err() != nil {
-				return nil
-			}
-			stopSending()
-			return errors.Join(fmt.Errorf("forwarder: uplink %s ended", o.name), err)
-		})
-		drains.Go(func() { o.drain.run(sending) }) // ends with sending
-	}
-	drains.Go(func() { f.count(sending) }) // ends with sending
-	keeping, stopKeeping := context.WithCancel(context.WithoutCancel(ctx))
-	defer stopKeeping()
-	var keepers sync.WaitGroup
-	for _, o := range f.outs {
-		keepers.Go(func() { o.gaps.keep(keeping) }) // ends with keeping, after the drains
-	}
-	<-sending.Done()
-	drains.Wait()
-	f.log.StopExpiring() // what expired from here on would be announced to nobody
-	stopKeeping()
-	keepers.Wait()
-	disconnect()
-	return links.Wait()
-}
-
 // count puts what was found on disk into the ledger, one lane after the other, and then what the disk loses.
 func (f *Forwarder) count(ctx context.Context) {
-	for _, l := range f.lanes {
+	for _, l := range f.everyLane() {
 		if err := l.countRecovered(ctx); err != nil {
-			f.logger.Warn("the ledger does not show all recovered records", "uplink", f.ledger.uplinks[l.uplink], "err", err)
+			f.logger.Warn("the ledger does not show all recovered records", "uplink", f.ledger.names()[l.uplink], "err", err)
 		}
 	}
 	for {
 		open := false
-		for _, l := range f.lanes {
+		for _, l := range f.everyLane() {
 			open = !l.attribute(ctx) || open
 		}
 		if open {

@@ -129,9 +129,9 @@ func (g *guard) warmUp() {
 	}
 }
 
-// openGuard opens the guard of an uplink some of whose commands are guarded.
+// openGuard opens the guard of an uplink some of whose commands are guarded, unless it is open.
 func (o *output) openGuard(m *metrics) (err error) {
-	if !slices.ContainsFunc(o.rules, func(r commandRule) bool { return r.id != "" && r.window > 0 }) {
+	if o.guard != nil || !slices.ContainsFunc(o.rules, func(r commandRule) bool { return r.id != "" && r.window > 0 }) {
 		return nil
 	}
 	if o.guard, err = openGuard(o.log, identitiesName(o.name), m.forgot.WithLabelValues(o.name)); err != nil {

@@ -47,20 +47,21 @@ func (f *Forwarder) IngestWith(m message.Message, must, may []buffer.Record) (me
 	s := f.scratch.Get().(*scratch)
 	defer f.putScratch(s)
 
-	s.copies = f.chain.Process(s.copies[:0], &m)
+	p := f.plan.Load()
+	s.copies = p.chain.Process(s.copies[:0], &m)
 	if len(s.copies) == 0 && len(must)+len(may) == 0 {
 		f.ledger.unrouted.Add(1)
 		return message.Ticket{}, nil
 	}
-	if err := f.encode(s, &m); err != nil {
-		f.refuse(s)
+	if err := p.encode(s, &m); err != nil {
+		p.refuse(s)
 		return message.Ticket{}, err
 	}
 	pos, err := f.append(s, must, may)
 	if err != nil {
 		err = f.ingestError(err)
 		if _, behind := err.(*behindError); !behind { // who is only asked to wait has not been refused
-			f.refuse(s)
+			p.refuse(s)
 		}
 		return message.Ticket{}, err
 	}
@@ -69,7 +70,7 @@ func (f *Forwarder) IngestWith(m message.Message, must, may []buffer.Record) (me
 		f.ledger.unrouted.Add(1)
 		return message.NewTicket(f.log, pos), nil
 	}
-	f.taken(s, pos, m.Received)
+	f.receipts.add(p.taken(s, pos, m.Received))
 	return message.NewTicket(f.log, pos), nil
 }
 
@@ -93,7 +94,7 @@ func (f *Forwarder) append(s *scratch, must, may []buffer.Record) (buffer.Pos, e
 
 // encode makes the buffer's records of the copies that are to be stored: a normal copy in its lane, one with an impossible
 // topic as a dead letter.
-func (f *Forwarder) encode(s *scratch, m *message.Message) error {
+func (p *plan) encode(s *scratch, m *message.Message) error {
 	s.bytes, s.ends, s.records = s.bytes[:0], s.ends[:0], s.records[:0]
 	var err error
 	for i := range s.copies {
@@ -116,7 +117,7 @@ func (f *Forwarder) encode(s *scratch, m *message.Message) error {
 		c := &s.copies[i]
 		rec := s.bytes[start:s.ends[i]:s.ends[i]]
 		start = s.ends[i]
-		out := f.outs[c.Uplink]
+		out := p.outs[c.Uplink]
 		switch {
 		case c.Merged:
 		case c.Err != nil:
@@ -147,11 +148,11 @@ func lifetime(m *message.Message, route time.Duration) time.Duration {
 const maxTopic = 65535
 
 // taken counts the copies after their append.
-func (f *Forwarder) taken(s *scratch, pos buffer.Pos, at time.Time) {
+func (p *plan) taken(s *scratch, pos buffer.Pos, at time.Time) arrival {
 	s.stored = s.stored[:0]
 	for i := range s.copies {
 		c := &s.copies[i]
-		k := f.cells[c.Route.Index][c.Uplink]
+		k := p.cells[c.Route.Index][c.Uplink]
 		switch {
 		case c.Merged:
 			k.take(placeMerged)
@@ -168,7 +169,7 @@ func (f *Forwarder) taken(s *scratch, pos buffer.Pos, at time.Time) {
 	if len(s.stored) > 1 {
 		a.others = append(a.others, s.stored[1:]...)
 	}
-	f.receipts.add(a)
+	return a
 }
 
 // appended remembers the last position.
@@ -182,10 +183,10 @@ func (f *Forwarder) appended(pos buffer.Pos) {
 }
 
 // refuse counts the copies of a message that was not taken.
-func (f *Forwarder) refuse(s *scratch) {
+func (p *plan) refuse(s *scratch) {
 	for i := range s.copies {
 		c := &s.copies[i]
-		f.cells[c.Route.Index][c.Uplink].take(placeRefused)
+		p.cells[c.Route.Index][c.Uplink].take(placeRefused)
 	}
 }
 

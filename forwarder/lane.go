@@ -15,7 +15,7 @@ type lane struct {
 	queue  *buffer.Queue
 	uplink int
 	ledger *ledger
-	gaps   *gaps           // nil: nobody is told of what will not come
+	gaps   *gaps           // nil: nobody is told of what will not come; guarded by mu
 	damage chan<- struct{} // is told when unknown grew
 
 	// epoch stands in for that of a record of which only the sequence is known.
@@ -45,8 +45,23 @@ func (l *lane) open(log *buffer.Log, name string, bound *buffer.Bound, maxAge ti
 		l.unnamed.buffered.Add(int64(s.Records + s.Unheard))
 	}
 	l.epoch = log.Epoch()
+	return l.declare(log, name, bound, maxAge)
+}
+
+// adopt gives a lane of records that no uplink sent to the uplink that they are for.
+func (l *lane) adopt(log *buffer.Log, g *gaps, bound *buffer.Bound, maxAge time.Duration) error {
+	l.mu.Lock()
+	l.gaps = g
+	l.mu.Unlock()
+	return l.declare(log, l.queue.Name(), bound, maxAge)
+}
+
+// declare tells the log what the queue may keep.
+func (l *lane) declare(log *buffer.Log, name string, bound *buffer.Bound, maxAge time.Duration) error {
 	q, err := log.Queue(name, buffer.QueueOptions{Bound: bound, MaxAge: maxAge, OnDrop: l.dropped})
-	l.queue = q
+	if err == nil && l.queue == nil { // it is the same one each time
+		l.queue = q
+	}
 	return err
 }
 

@@ -70,11 +70,11 @@ func (c *cell) refuse(from place) {
 
 // ledger accounts for every copy: message × route × uplink.
 type ledger struct {
-	uplinks  []string
 	unrouted atomic.Uint64
 
-	mu    sync.RWMutex
-	cells map[cellKey]*cell
+	mu      sync.RWMutex
+	uplinks []string // never shrinks: cells hold places in it
+	cells   map[cellKey]*cell
 }
 
 type cellKey struct {
@@ -85,6 +85,25 @@ type cellKey struct {
 
 func newLedger(uplinks []string) *ledger {
 	return &ledger{uplinks: uplinks, cells: make(map[cellKey]*cell)}
+}
+
+// names returns the uplinks by their places.
+func (l *ledger) names() []string {
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	return slices.Clone(l.uplinks)
+}
+
+// index returns the place of an uplink, making one when it is new.
+func (l *ledger) index(uplink string) int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	i := slices.Index(l.uplinks, uplink)
+	if i < 0 {
+		i = len(l.uplinks)
+		l.uplinks = append(l.uplinks, uplink)
+	}
+	return i
 }
 
 // cell returns the cell of a route, making it when it is new: records on disk may belong to routes that are configured no
@@ -154,12 +173,14 @@ type Ledger struct {
 
 func (l *ledger) snapshot() Ledger {
 	s := Ledger{Unrouted: l.unrouted.Load()}
-	for _, c := range l.all() {
+	cells := l.all()
+	names := l.names() // after the cells: each of them has its name by then
+	for _, c := range cells {
 		if c.route == "" && c.recovered.Load() == 0 {
 			continue // every route is known
 		}
 		n := len(s.Entries)
-		if up := l.uplinks[c.uplink]; n == 0 || s.Entries[n-1].Route != c.route || s.Entries[n-1].Uplink != up {
+		if up := names[c.uplink]; n == 0 || s.Entries[n-1].Route != c.route || s.Entries[n-1].Uplink != up {
 			s.Entries = append(s.Entries, Entry{Route: c.route, Uplink: up, Places: make(map[string]uint64, placeCount+1)})
 			n++
 		}
@@ -210,7 +231,7 @@ func (c *ledgerCollector) Collect(ch chan<- prometheus.Metric) {
 		}
 	}
 	line(snapshot.Unrouted, "", "", unroutedName)
-	for i, up := range c.ledger.uplinks {
+	for i, up := range c.ledger.names() {
 		ch <- prometheus.MustNewConstMetric(c.delivered, prometheus.CounterValue,
 			float64(c.ledger.total(i, placeDelivered)), up)
 	}

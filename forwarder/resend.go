@@ -168,17 +168,16 @@ func (r *resender) send(ctx context.Context, letters []letter) error {
 // ResendDead sends dead letters of an uplink again, on a gateway that runs. Each copy moves from the ledger's place dead to
 // buffered; one that died before this process began is counted as recovered, as if it had been found in its lane.
 func (f *Forwarder) ResendDead(ctx context.Context, uplink string, pick DeadSelection) (DeadResult, error) {
-	i := slices.IndexFunc(f.outs, func(o *output) bool { return o.name == uplink })
-	if i < 0 {
+	o := f.output(uplink)
+	if o == nil {
 		return DeadResult{}, errNoUplink(uplink)
 	}
-	o := f.outs[i]
 	o.dead.resending.Lock() // or two of them would send the same letters
 	defer o.dead.resending.Unlock()
 	r := &resender{
 		log: f.log, dead: o.dead.queue, lanes: o.queues,
 		route: func(name string) (pipeline.Lane, time.Duration) {
-			for _, r := range f.chain.Routes() {
+			for _, r := range f.plan.Load().chain.Routes() {
 				if r.Name == name {
 					return r.Lane, r.Expire
 				}
@@ -231,9 +230,9 @@ func ResendDead(ctx context.Context, log *buffer.Log, c *config.Config, uplink s
 	// The bound of the gateway that is started next, a part of which it keeps free.
 	var total int64
 	for _, other := range c.Uplinks {
-		total += maxBytes(other) + deadBytes + gapBytes
+		total += maxBytesOf(other) + deadBytes + gapBytes
 	}
-	limit := log.LimitOf(maxBytes(u), total)
+	limit := log.LimitOf(maxBytesOf(u), total)
 	r.room = func() int64 {
 		left := limit
 		for _, q := range r.lanes {

@@ -27,8 +27,9 @@ type UplinkStatus struct {
 
 // Status returns a look at every uplink, in name order.
 func (f *Forwarder) Status() []UplinkStatus {
-	out := make([]UplinkStatus, 0, len(f.outs))
-	for _, o := range f.outs {
+	outs := f.outputs()
+	out := make([]UplinkStatus, 0, len(outs))
+	for _, o := range outs {
 		out = append(out, o.status(f.ledger, time.Now()))
 	}
 	return out

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"sync"
+	"sync/atomic"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -55,6 +56,8 @@ type Bridge struct {
 	seed    maphash.Seed // of ETags
 	listing listing
 
+	anonymous atomic.Bool // see Options.Anonymous
+
 	// telling is held while the status changes and OnStatus hears of it, so that it hears changes in their order. mu is taken
 	// after it.
 	telling  sync.Mutex
@@ -79,6 +82,7 @@ func New(c config.CoAP, o Options) (*Bridge, error) {
 	}
 	b := &Bridge{o: o, log: o.Log.With("part", "coap"), troubled: map[wire.Conn]error{}, formats: newFormatTable(), seed: maphash.MakeSeed()}
 	b.listing.init()
+	b.anonymous.Store(o.Anonymous)
 	for _, address := range c.Listen {
 		conns, err := wire.Listen(config.HostPort(address))
 		b.conns = append(b.conns, conns...)
@@ -119,6 +123,9 @@ func (b *Bridge) Addrs() []net.Addr {
 	}
 	return addrs
 }
+
+// SetAnonymous is Options.Anonymous from the next request on.
+func (b *Bridge) SetAnonymous(admitted bool) { b.anonymous.Store(admitted) }
 
 // Status is how the bridge is now.
 func (b *Bridge) Status() bridges.Status {

@@ -18,7 +18,7 @@ func (b *Bridge) serve(r *wire.Request) {
 		r.Reject() // a 4.02 is for confirmable requests (RFC 7252, 5.4.1)
 		return
 	case no != nil:
-	case !b.o.Anonymous:
+	case !b.anonymous.Load():
 		no = &refusal{code: codes.Forbidden, why: "clients without a name are not admitted"}
 	case r.Code < codes.GET || r.Code > codes.DELETE:
 		no = &refusal{code: codes.MethodNotAllowed}

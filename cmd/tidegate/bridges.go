@@ -6,10 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -18,95 +20,100 @@ import (
 	"tidegate/admin"
 	"tidegate/bridges"
 	"tidegate/bridges/coap"
-	"tidegate/bridges/external"
 	"tidegate/bridges/opcua"
 	"tidegate/config"
 	"tidegate/message"
 )
 
-// bridgeEntry is one section of the configuration and what makes the bridges that it asks for; none when it is absent. What
-// a failed call bound is freed again.
+// bridgeEntry is one kind of bridge: what of it a configuration asks for, and what makes it.
 type bridgeEntry struct {
-	section string
-	make    func(g *gateway, reg prometheus.Registerer) ([]bridges.Bridge, error)
+	kind string
+	// sections returns the sections of c that ask for a bridge each, by the name of the bridge.
+	sections func(c *config.Config) map[string]any
+	// make makes the bridge of that name. What a failed call bound is freed again.
+	make func(g *gateway, c *config.Config, name string, reg prometheus.Registerer) (bridges.Bridge, error)
+	// try finds out whether make can be expected to work beside the bridges of running, which is nil at the start.
+	try func(g *gateway, running, c *config.Config, name string) error
 }
 
-// bridgeTable lists every kind of bridge, in the order in which they are made. The broker of the user's own comes first: what
-// the others publish goes there as well.
+// bridgeTable lists every kind of bridge, in the order in which they are made.
 func bridgeTable() []bridgeEntry {
-	return []bridgeEntry{{"broker.external", makeExternal}, {"coap", makeCoAP}, {"opcua", makeOPCUA}}
+	return []bridgeEntry{
+		{"coap", coapSections, makeCoAP, tryCoAP},
+		{"opcua", opcuaSections, makeOPCUA, tryOPCUA},
+	}
 }
 
-func makeExternal(g *gateway, reg prometheus.Registerer) ([]bridges.Bridge, error) {
-	if g.config.Broker.Mode != config.ModeExternal {
-		return nil, nil
+func coapSections(c *config.Config) map[string]any {
+	if c.CoAP == nil {
+		return nil
 	}
-	b, err := external.New(*g.config.Broker.External, external.Options{
-		Bus: g.broker, Take: g.broker.Take, Local: g.broker.Deliver, Dir: g.config.Gateway.DataDir,
-		MaxPacket: int(g.config.Broker.MaxPacket), QueueBytes: int64(g.config.Broker.SessionQueue), State: g.gatewayState,
-		Log: g.log.With("part", "broker"), Metrics: reg, OnStatus: g.bridgeChanged(external.Name),
-		OnRefuse: func(err error) { g.broker.Refused(message.MQTT, err) },
-	})
-	if err != nil {
-		return nil, err
-	}
-	g.external = b
-	return []bridges.Bridge{b}, nil
+	return map[string]any{"coap": *c.CoAP}
 }
 
-// bus is what the other bridges publish to.
-func (g *gateway) bus() bridges.Bus {
-	if g.external != nil {
-		return g.external.Share(g.broker)
-	}
-	return g.broker
-}
-
-// deliver hands a command to the local side. The broker of the user's own comes first: while it is away the cloud offers the
-// command again and again, and a bridge must not carry it out each time.
-func (g *gateway) deliver(ctx context.Context, m message.Message) (message.Ticket, error) {
-	if g.external == nil {
-		return g.broker.HandOver(ctx, m)
-	}
-	there := g.external.Deliver(ctx, m)
-	if there != nil && !errors.Is(there, message.ErrNoMatch) {
-		return message.Ticket{}, there
-	}
-	t, here := g.broker.HandOver(ctx, m)
-	if errors.Is(here, message.ErrNoMatch) {
-		return message.Ticket{}, there
-	}
-	return t, here
-}
-
-func makeCoAP(g *gateway, reg prometheus.Registerer) ([]bridges.Bridge, error) {
-	if g.config.CoAP == nil {
-		return nil, nil
-	}
-	b, err := coap.New(*g.config.CoAP, coap.Options{
-		Bus: g.bus(), ACL: g.users, Anonymous: *g.config.Auth.Anonymous, MaxPayload: int(g.config.Broker.MaxPacket),
-		Log: g.log.With("part", "coap"), Metrics: reg, OnStatus: g.bridgeChanged("coap"),
+func makeCoAP(g *gateway, c *config.Config, name string, reg prometheus.Registerer) (bridges.Bridge, error) {
+	return coap.New(*c.CoAP, coap.Options{
+		Bus: g.bus(), ACL: g.users, Anonymous: *c.Auth.Anonymous, MaxPayload: int(c.Broker.MaxPacket),
+		Log: g.log.With("part", "coap"), Metrics: reg, OnStatus: g.bridgeChanged(name),
 		OnRefuse: func(err error) { g.broker.Refused(message.CoAP, err) },
 	})
-	if err != nil {
-		return nil, err
-	}
-	return []bridges.Bridge{b}, nil
 }
 
-func makeOPCUA(g *gateway, reg prometheus.Registerer) ([]bridges.Bridge, error) {
-	var made []bridges.Bridge
-	for _, name := range slices.Sorted(maps.Keys(g.config.OPCUA)) {
-		b, err := opcua.New(name, g.config.OPCUA[name], opcua.Options{
-			Bus: g.bus(), Dir: opcuaDir(g.config), GatewayID: g.config.Gateway.ID,
-			Log: g.log.With("part", "opcua", "bridge", name), Metrics: reg, OnStatus: g.bridgeChanged(name), MayReply: g.mayReply,
-		})
-		if err != nil {
-			return nil, errors.Join(fmt.Errorf("opcua.%s: %w", name, err), closeBridges(made))
-		}
-		made = append(made, b)
+// tryCoAP binds, for a moment, the addresses that the running bridge does not have. One whose port it has on another address may be
+// free only when it has stopped.
+func tryCoAP(g *gateway, running, c *config.Config, _ string) error {
+	var has config.CoAP
+	if running.CoAP != nil {
+		has = *running.CoAP
 	}
-	return made, nil
+	ports := map[string]bool{}
+	for _, address := range has.Listen {
+		ports[portOf(address)] = true
+	}
+	for _, address := range c.CoAP.Listen {
+		if slices.Contains(has.Listen, address) {
+			continue
+		}
+		b, err := coap.New(config.CoAP{Listen: []string{address}}, coap.Options{Bus: g.broker, ACL: g.users, Metrics: prometheus.NewRegistry()})
+		switch {
+		case err == nil:
+			_ = b.Close()
+		case !errors.Is(err, syscall.EADDRINUSE) || !ports[portOf(address)]:
+			return err
+		}
+	}
+	return nil
+}
+
+// portOf returns the port of a coap URL.
+func portOf(address string) string {
+	_, port, _ := net.SplitHostPort(config.HostPort(address))
+	return port
+}
+
+func opcuaSections(c *config.Config) map[string]any {
+	all := make(map[string]any, len(c.OPCUA))
+	for name, section := range c.OPCUA {
+		all[name] = section
+	}
+	return all
+}
+
+func makeOPCUA(g *gateway, c *config.Config, name string, reg prometheus.Registerer) (bridges.Bridge, error) {
+	b, err := opcua.New(name, c.OPCUA[name], opcua.Options{
+		Bus: g.bus(), Dir: opcuaDir(c), GatewayID: c.Gateway.ID,
+		Log: g.log.With("part", "opcua", "bridge", name), Metrics: reg, OnStatus: g.bridgeChanged(name), MayReply: g.mayReply,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("opcua.%s: %w", name, err)
+	}
+	return b, nil
+}
+
+// tryOPCUA makes a bridge that never runs; it binds nothing and connects to nothing.
+func tryOPCUA(g *gateway, _, c *config.Config, name string) error {
+	_, err := makeOPCUA(g, c, name, nil)
+	return err
 }
 
 // mayReply reports whether whoever sent a message may have an answer published under topic: the cloud may, a device where it
@@ -118,66 +125,158 @@ func (g *gateway) mayReply(from message.Source, topic string) bool {
 // opcuaDir is where certificates of OPC UA live: the gateway's own and those of the servers it trusts.
 func opcuaDir(c *config.Config) string { return filepath.Join(c.Gateway.DataDir, "opcua") }
 
-// openBridges makes every bridge. A try that found an address taken registers its metrics in a registry of its own, of which
-// only the last one is shown.
-func (g *gateway) openBridges(ctx context.Context, reg *prometheus.Registry, s seams) error {
+// openBridge is one bridge with what it needs to run.
+type openBridge struct {
+	kind   string
+	bridge bridges.Bridge
+	reg    *prometheus.Registry // its own metrics, which go with it
+	cancel context.CancelFunc
+	ended  chan struct{} // closed when Run has returned; nil: it was not run
+}
+
+// spans are the bridges there are. They come and go one by one.
+type spans struct {
+	mu     sync.Mutex
+	list   []*openBridge
+	life   context.Context // nil: they do not run yet
+	failed chan error      // capacity 1: one cannot go on
+}
+
+// all returns the bridges.
+func (s *spans) all() []*openBridge {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.list)
+}
+
+// openBridges makes every bridge that the configuration asks for.
+func (g *gateway) openBridges(ctx context.Context, s seams) error {
+	g.bridges.failed = make(chan error, 1)
 	for _, e := range bridgeTable() {
-		var made []bridges.Bridge
-		var own *prometheus.Registry
-		err := handOver(ctx, s.patience, g.log, "the addresses of ["+e.section+"]", func() (err error) {
-			own = prometheus.NewRegistry()
-			made, err = e.make(g, own)
-			return err
-		})
-		if err != nil {
-			return &startError{exitFailed, "correct [" + e.section + "], choose another address, or stop what uses it", err}
-		}
-		if err := reg.Register(own); err != nil {
-			return err
-		}
-		g.bridges = append(g.bridges, made...)
-	}
-	for _, b := range g.bridges {
-		up := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-			Name: "tidegate_bridge_up", Help: "1 while the bridge can do its work.", ConstLabels: prometheus.Labels{"bridge": b.Name()},
-		}, func() float64 {
-			if b.Status().Up {
-				return 1
+		for _, name := range slices.Sorted(maps.Keys(e.sections(g.config))) {
+			b, err := g.makeBridge(ctx, e, g.config, name, s.patience)
+			if err != nil {
+				return &startError{exitFailed, "correct [" + e.kind + "], choose another address, or stop what uses it", err}
 			}
-			return 0
-		})
-		if err := reg.Register(up); err != nil {
-			return err
+			g.bridges.list = append(g.bridges.list, b)
 		}
 	}
 	return nil
 }
 
-// ownBridges are the bridges but for the broker of the user's own: that is a part by itself, which stops after those that
-// publish to it.
-func (g *gateway) ownBridges() []bridges.Bridge {
-	return slices.DeleteFunc(slices.Clone(g.bridges), func(b bridges.Bridge) bool { return b.Name() == external.Name })
+// makeBridge makes a bridge. It waits for addresses that are about to be free; each try has a registry of its own.
+func (g *gateway) makeBridge(ctx context.Context, e bridgeEntry, c *config.Config, name string, patience time.Duration) (*openBridge, error) {
+	made := &openBridge{kind: e.kind}
+	err := handOver(ctx, patience, g.log, "the addresses of ["+e.kind+"]", func() (err error) {
+		made.reg = prometheus.NewRegistry()
+		made.bridge, err = e.make(g, c, name, made.reg)
+		return err
+	})
+	return made, err
 }
 
-// runBridges runs these bridges until ctx ends, and tells that they are offline when they have ended. They are independent:
-// their peers may take their time to be let go, so they stop together.
+// runBridges runs every bridge until ctx ends, and tells that they are offline when they have ended. They are independent:
+// their peers may take their time to be let go, so they stop together. One that cannot go on takes the gateway with it, and a
+// service manager starts that again.
 func (g *gateway) runBridges(ctx context.Context) error {
-	ctx, cancel := context.WithCancel(ctx)
+	s := &g.bridges
+	life, cancel := context.WithCancel(ctx)
 	defer cancel()
-	list := g.ownBridges()
-	errs := make([]error, len(list))
-	var running sync.WaitGroup
-	for i, b := range list {
-		running.Go(func() { // ends with ctx
-			defer cancel() // one that cannot go on takes the gateway with it, and a service manager starts that again
-			if err := b.Run(ctx); err != nil && !errors.Is(err, context.Canceled) {
-				errs[i] = fmt.Errorf("bridge %s: %w", b.Name(), err)
-			}
-			g.tellBridge(b.Name(), false)
-		})
+	s.mu.Lock()
+	s.life = life
+	for _, b := range s.list {
+		g.startBridge(b)
 	}
-	running.Wait()
-	return errors.Join(errs...)
+	s.mu.Unlock()
+	var err error
+	select {
+	case <-ctx.Done():
+	case err = <-s.failed:
+	}
+	cancel()
+	for _, b := range s.all() {
+		<-b.ended
+	}
+	return err
+}
+
+// startBridge runs b until the bridges end or stopBridge is called. The caller holds their lock.
+func (g *gateway) startBridge(b *openBridge) {
+	s := &g.bridges
+	if s.life == nil {
+		return // runBridges does it
+	}
+	ctx, cancel := context.WithCancel(s.life)
+	b.cancel, b.ended = cancel, make(chan struct{})
+	go func() { // ends with ctx; stopBridge and runBridges wait for it
+		defer close(b.ended)
+		err := b.bridge.Run(ctx)
+		if err == nil && ctx.Err() == nil {
+			err = errors.New("ended by itself")
+		}
+		if err != nil && !errors.Is(err, context.Canceled) {
+			select {
+			case s.failed <- fmt.Errorf("bridge %s: %w", b.bridge.Name(), err):
+			default:
+			}
+		}
+		g.tellBridge(b.bridge.Name(), false)
+	}()
+}
+
+// swapBridge stops the bridge of that kind and name, if there is one, and starts the one that c asks for, if it does. On an
+// error the one of before runs again.
+func (g *gateway) swapBridge(e bridgeEntry, before, c *config.Config, name string) error {
+	const patience = 2 * time.Second // with an address that the old one is just leaving
+	s := &g.bridges
+	s.mu.Lock()
+	i := slices.IndexFunc(s.list, func(b *openBridge) bool { return b.kind == e.kind && b.bridge.Name() == name })
+	var old *openBridge
+	if i >= 0 {
+		old = s.list[i]
+	}
+	s.mu.Unlock()
+	if old != nil {
+		if err := stopBridge(old); err != nil {
+			return err
+		}
+		s.mu.Lock()
+		s.list = slices.DeleteFunc(s.list, func(b *openBridge) bool { return b == old })
+		s.mu.Unlock()
+	}
+	if _, wanted := e.sections(c)[name]; !wanted {
+		return nil
+	}
+	b, err := g.makeBridge(context.Background(), e, c, name, patience)
+	if err != nil && old != nil {
+		var again error
+		if b, again = g.makeBridge(context.Background(), e, before, name, patience); again != nil {
+			return errors.Join(err, fmt.Errorf("the bridge of before cannot be started again: %w", again))
+		}
+	} else if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.list = append(s.list, b)
+	g.startBridge(b)
+	return err
+}
+
+// stopBridge ends a bridge and frees what it bound.
+func stopBridge(b *openBridge) error {
+	if b.ended != nil {
+		b.cancel()
+		limit := time.NewTimer(2 * bridgesPatience)
+		defer limit.Stop()
+		select {
+		case <-b.ended:
+		case <-limit.C:
+			return fmt.Errorf("bridge %s does not stop; restart the gateway", b.bridge.Name())
+		}
+	}
+	_ = b.bridge.Close() // after Run there is nothing left to free
+	return nil
 }
 
 // bridgeChanged returns what a bridge calls when its status changed: whether it is up is told on its status topic.
@@ -203,9 +302,7 @@ func (g *gateway) tellBridge(name string, up bool) {
 	}
 	m := g.stateMessage("tidegate/"+g.config.Gateway.ID+"/bridge/"+name+"/status", state)
 	g.deliverState(m)
-	for _, u := range g.uplinks {
-		u.Tell(m)
-	}
+	g.uplinks.tell(m)
 }
 
 // stateMessage is a retained message about the gateway or a part of it.
@@ -223,7 +320,7 @@ func (g *gateway) stateMessage(topic, state string) message.Message {
 }
 
 func (g *gateway) deliverState(m message.Message) {
-	if g.external != nil {
+	if g.external.attached() {
 		g.external.Tell(m)
 	}
 	if err := g.broker.Deliver(context.Background(), m); err != nil && !errors.Is(err, message.ErrNoMatch) {
@@ -234,9 +331,9 @@ func (g *gateway) deliverState(m message.Message) {
 // bridgeStatus is what the admin surface shows of the bridges.
 func (g *gateway) bridgeStatus() []admin.BridgeStatus {
 	list := []admin.BridgeStatus{}
-	for _, b := range g.bridges {
-		s := b.Status()
-		list = append(list, admin.BridgeStatus{Name: b.Name(), Up: s.Up, LastError: s.LastError})
+	for _, b := range g.everyBridge() {
+		s := b.bridge.Status()
+		list = append(list, admin.BridgeStatus{Name: b.bridge.Name(), Up: s.Up, LastError: s.LastError})
 	}
 	slices.SortFunc(list, func(a, b admin.BridgeStatus) int { return strings.Compare(a.Name, b.Name) })
 	return list
@@ -245,9 +342,9 @@ func (g *gateway) bridgeStatus() []admin.BridgeStatus {
 // bridgeAddrs are the bound addresses for the ready line: a bridge with several has them numbered from the second on.
 func (g *gateway) bridgeAddrs() []any {
 	var bound []any
-	for _, b := range g.bridges {
-		for i, a := range b.Addrs() {
-			key := b.Name()
+	for _, b := range g.everyBridge() {
+		for i, a := range b.bridge.Addrs() {
+			key := b.bridge.Name()
 			if i > 0 {
 				key = fmt.Sprintf("%s.%d", key, i+1)
 			}
@@ -258,10 +355,30 @@ func (g *gateway) bridgeAddrs() []any {
 }
 
 // closeBridges frees what bridges bound that are not run.
-func closeBridges(list []bridges.Bridge) error {
+func (g *gateway) closeBridges() error {
 	var errs []error
-	for _, b := range list {
-		errs = append(errs, b.Close())
+	for _, b := range g.everyBridge() {
+		errs = append(errs, b.bridge.Close())
 	}
 	return errors.Join(errs...)
+}
+
+// bridgeMetrics shows the metrics of the bridges that there are, tidegate_bridge_up among them.
+type bridgeMetrics struct{ every func() []*openBridge }
+
+var bridgeUp = prometheus.NewDesc("tidegate_bridge_up", "1 while the bridge can do its work.", []string{"bridge"}, nil)
+
+// Describe says nothing: bridges come and go.
+func (bridgeMetrics) Describe(chan<- *prometheus.Desc) {}
+
+// Collect implements prometheus.Collector.
+func (m bridgeMetrics) Collect(ch chan<- prometheus.Metric) {
+	for _, b := range m.every() {
+		up := 0.0
+		if b.bridge.Status().Up {
+			up = 1
+		}
+		ch <- prometheus.MustNewConstMetric(bridgeUp, prometheus.GaugeValue, up, b.bridge.Name())
+		b.reg.Collect(ch)
+	}
 }

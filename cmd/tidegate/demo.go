@@ -47,7 +47,7 @@ func runDemo(ctx context.Context, std stdio, keep, asJSON bool, cloud func(topic
 	if asJSON {
 		say = io.Discard
 	}
-	log := newLogger(config.Log{Level: "warn", Format: "text"}, std.err)
+	log, _ := newLogger(config.Log{Level: "warn", Format: "text"}, std.err)
 	d := demoParts{log: log, pass: cloud}
 	report, err := demo.Run(ctx, demo.Options{
 		Gateway: d.startGateway, Cloud: d.startCloud, MQTT: dialDevice, Dir: dir, Say: say, Log: log,
@@ -122,8 +122,8 @@ func (g *demoGateway) Addr(name string) string {
 			return addr.String()
 		}
 	}
-	for _, b := range g.bridges {
-		if addrs := b.Addrs(); b.Name() == name && len(addrs) > 0 {
+	for _, b := range g.bridges.all() {
+		if addrs := b.bridge.Addrs(); b.bridge.Name() == name && len(addrs) > 0 {
 			return addrs[0].String()
 		}
 	}

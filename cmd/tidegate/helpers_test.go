@@ -152,3 +152,10 @@ func (b *background) wait(t *testing.T) result {
 		return result{}
 	}
 }
+
+func writeFile(t *testing.T, file, text string) {
+	t.Helper()
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 
+	"tidegate/config"
 	"tidegate/forwarder"
 	"tidegate/forwarder/uplink"
 	"tidegate/message"
@@ -31,6 +33,61 @@ func (u uplinkPort) Connected(ctx context.Context) (forwarder.Link, error) {
 func (u uplinkPort) Status() forwarder.LinkStatus {
 	s := u.client.Status()
 	return forwarder.LinkStatus{Connected: s.Connected, Server: s.Server, Window: s.Window, Granted: s.Granted, LastError: s.LastError, Note: s.Note}
+}
+
+// uplinks are the connections to the clouds, by name, with what is told over each of them. A new one begins with what the
+// others were told.
+type uplinks struct {
+	mu      sync.Mutex
+	clients map[string]*uplink.Client
+	told    map[string]message.Message // by topic
+}
+
+// tell tells every cloud, and those that come later.
+func (u *uplinks) tell(m message.Message) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.told == nil {
+		u.told = map[string]message.Message{}
+	}
+	u.told[m.Topic] = m
+	for _, c := range u.clients {
+		c.Tell(m)
+	}
+}
+
+// set puts fresh connections in place of those of the same name, and lets go of those of which keep has no name.
+func (u *uplinks) set(fresh map[string]*uplink.Client, keep map[string]config.Uplink) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.clients == nil {
+		u.clients = map[string]*uplink.Client{}
+	}
+	for name, c := range fresh {
+		u.clients[name] = c
+		for _, m := range u.told {
+			c.Tell(m)
+		}
+	}
+	for name := range u.clients {
+		if _, ok := keep[name]; !ok {
+			delete(u.clients, name)
+		}
+	}
+}
+
+// newUplinks makes the connections of the named uplinks of c. They connect when they are run.
+func (g *gateway) newUplinks(c *config.Config, names []string) (map[string]*uplink.Client, map[string]forwarder.Uplink, error) {
+	clients, ports := map[string]*uplink.Client{}, map[string]forwarder.Uplink{}
+	for _, name := range names {
+		client, err := uplink.New(name, c.Uplinks[name], c.Gateway.ID, g.log, g.reg)
+		if err != nil {
+			return nil, nil, err
+		}
+		client.SetVersion(buildVersion())
+		clients[name], ports[name] = client, uplinkPort{client}
+	}
+	return clients, ports, nil
 }
 
 // linkPort is one connection as the forwarder sees it.

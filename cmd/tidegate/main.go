@@ -2,7 +2,8 @@
 //
 // This file only finds the command; each command is one file with a function that takes its arguments and what it reads
 // and writes, and returns the exit code (stdio.go). The gateway itself starts in run.go: wire.go builds every part from
-// the configuration and supervise.go starts and stops them in order.
+// the configuration and supervise.go starts and stops them in order. reload.go makes the running gateway follow a changed
+// configuration.
 package main
 
 import (
@@ -32,6 +33,7 @@ func commands() []command {
 		{"init", "write a commented configuration", cmdInit},
 		{"check", "look for everything wrong with a configuration", cmdCheck},
 		{"status", "one look at the running gateway", cmdStatus},
+		{"reload", "make the running gateway follow its changed configuration", cmdReload},
 		{"buffer", "list, check, export and purge the stored backlog", cmdBuffer},
 		{"pub", "publish messages to an MQTT broker", cmdPub},
 		{"sub", "print messages of an MQTT broker", cmdSub},
@@ -76,7 +78,7 @@ func dispatch(args []string, std stdio) int {
 // later lists the commands that other versions have, or are to have.
 func later() []string {
 	return []string{
-		"bench", "coap", "completion", "doctor", "learn", "ledger", "reload", "replay", "test",
+		"bench", "coap", "completion", "doctor", "learn", "ledger", "replay", "test",
 		"top", "why",
 	}
 }

@@ -21,6 +21,7 @@ const (
 	bridgesPatience   = 5 * time.Second  // what was taken becomes durable and is acknowledged, sessions are closed
 	forwarderPatience = 8 * time.Second  // acknowledgements of the cloud come in, uplinks say goodbye
 	adminPatience     = 3 * time.Second
+	reloadPatience    = 10 * time.Second // the uplinks that are being replaced say goodbye
 )
 
 // cmdRun runs the gateway until SIGTERM or SIGINT.
@@ -42,8 +43,8 @@ func cmdRun(args []string, std stdio) int {
 
 // run builds a gateway from a valid configuration and runs it.
 func run(std stdio, c *config.Config, s seams) int {
-	log := newLogger(c.Log, std.err)
-	ctx, hurry, stop := signals(log)
+	log, level := newLogger(c.Log, std.err)
+	ctx, hurry, hangUp, stop := signals(log)
 	defer stop()
 	for _, w := range c.Warnings {
 		log.Warn("configuration", "problem", w.String())
@@ -60,17 +61,18 @@ func run(std stdio, c *config.Config, s seams) int {
 		}
 		return std.fail(exitFailed, "%v", err)
 	}
+	g.level, g.reload.hangUp = level, hangUp
 	if err := g.run(ctx, hurry); err != nil {
 		return std.fail(exitFailed, "%v; the log above says more", err)
 	}
 	return exitOK
 }
 
-// signals returns a context that ends with the first SIGTERM or SIGINT, and a channel that is closed by the second. SIGHUP
-// must not end the process, but changes nothing in this build.
-func signals(log *slog.Logger) (ctx context.Context, hurry <-chan struct{}, stop func()) {
+// signals returns a context that ends with the first SIGTERM or SIGINT, a channel that is closed by the second, and one that
+// gets what SIGHUP asks for; several of them while nobody looks are one.
+func signals(log *slog.Logger) (ctx context.Context, hurry, hangUp <-chan struct{}, stop func()) {
 	ctx, cancel := context.WithCancel(context.Background())
-	faster := make(chan struct{})
+	faster, again := make(chan struct{}), make(chan struct{}, 1)
 	caught := make(chan os.Signal, 4)
 	done := make(chan struct{})
 	signal.Notify(caught, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
@@ -79,7 +81,10 @@ func signals(log *slog.Logger) (ctx context.Context, hurry <-chan struct{}, stop
 		asked := 0
 		for s := range caught {
 			if s == syscall.SIGHUP {
-				log.Warn("this build cannot reload its configuration; restart the gateway to use a changed file (users_file and certificates are read again by themselves)")
+				select {
+				case again <- struct{}{}:
+				default:
+				}
 				continue
 			}
 			switch asked++; asked {
@@ -92,7 +97,7 @@ func signals(log *slog.Logger) (ctx context.Context, hurry <-chan struct{}, stop
 			}
 		}
 	}()
-	return ctx, faster, func() {
+	return ctx, faster, again, func() {
 		signal.Stop(caught)
 		close(caught)
 		<-done
@@ -108,16 +113,19 @@ func (g *gateway) run(ctx context.Context, hurry <-chan struct{}) error {
 	}
 	parts = append(parts,
 		part{"memory", keepSmall, adminPatience},
-		part{"files", func(ctx context.Context) error { return watched{g.users, g.certificates()}.watch(ctx, g.log) }, adminPatience},
+		part{"files", func(ctx context.Context) error {
+			return watched{g.users, g.certificates(), g.broker.RejudgeUsers}.watch(ctx, g.log)
+		}, adminPatience},
 		part{"forwarder", func(ctx context.Context) error { return g.forwarder.Run(ctx, g.deliver) }, forwarderPatience},
 		part{"edge", g.broker.Run, edgePatience},
 	)
-	if g.external != nil {
+	if g.external.attached() {
 		parts = append(parts, part{"broker", g.external.Run, bridgesPatience})
 	}
-	if len(g.ownBridges()) > 0 {
-		parts = append(parts, part{"bridges", g.runBridges, bridgesPatience})
-	}
+	parts = append(parts,
+		part{"bridges", g.runBridges, bridgesPatience},
+		part{"reload", g.followReloads, reloadPatience}, // stops first: no change is half done when the others do
+	)
 	err := supervise(ctx, parts, g.ready, hurry, g.log)
 	g.up.Store(false)
 	if e := g.buffer.Close(); e != nil {
@@ -133,6 +141,12 @@ func (g *gateway) run(ctx context.Context, hurry <-chan struct{}) error {
 func (g *gateway) ready() {
 	g.up.Store(true)
 	g.announce("online")
+	g.log.Info("ready", g.bound()...)
+	g.auditRules(g.config.Auth)
+}
+
+// bound are the addresses that are listened on, by their names.
+func (g *gateway) bound() []any {
 	var bound []any
 	addrs := g.broker.Addrs()
 	for _, name := range slices.Sorted(maps.Keys(addrs)) {
@@ -142,6 +156,5 @@ func (g *gateway) ready() {
 	if g.admin != nil {
 		bound = append(bound, "admin", g.admin.Addr().String())
 	}
-	g.log.Info("ready", bound...)
-	g.auditRules()
+	return bound
 }

@@ -24,6 +24,8 @@ const (
 	pathVerify = "/buffer/verify"
 	pathPurge  = "/buffer/purge"
 
+	pathReload = "/reload"
+
 	pathResend  = "/buffer/dead/resend"
 	pathDiscard = "/buffer/dead/discard"
 
@@ -34,7 +36,9 @@ const (
 func (g *gateway) socketHandler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET "+pathStatus, func(w http.ResponseWriter, _ *http.Request) { answer(w, g.Status(), nil) })
-	mux.HandleFunc("GET "+pathList, func(w http.ResponseWriter, _ *http.Request) { answer(w, listQueues(g.buffer, g.config.Uplinks), nil) })
+	mux.HandleFunc("GET "+pathList, func(w http.ResponseWriter, _ *http.Request) {
+		answer(w, listQueues(g.buffer, g.current.Load().Uplinks), nil)
+	})
 	mux.HandleFunc("GET "+pathVerify, func(w http.ResponseWriter, _ *http.Request) {
 		report, err := verifyLog(g.buffer)
 		answer(w, report, err)
@@ -47,6 +51,7 @@ func (g *gateway) socketHandler() http.Handler {
 		}
 		answerRows(w, rows, err)
 	})
+	mux.HandleFunc("POST "+pathReload, func(w http.ResponseWriter, _ *http.Request) { answer(w, g.Reload("command"), nil) })
 	mux.HandleFunc("POST "+pathResend, func(w http.ResponseWriter, r *http.Request) {
 		s := selectionOf(r.URL.Query())
 		rows, err := eachDead(g.buffer, s, func(uplink string, _ *buffer.Queue) (forwarder.DeadResult, error) {

@@ -20,7 +20,7 @@ func (g *gateway) Ready() error {
 	if err := g.buffer.Stats().LastError; err != nil {
 		return fmt.Errorf("the disk fails: %w", err)
 	}
-	if g.external != nil {
+	if g.external.attached() {
 		if s := g.external.Status(); !s.Up {
 			return fmt.Errorf("the broker of the devices: %s", s.LastError)
 		}
@@ -52,7 +52,7 @@ func (g *gateway) Status() admin.Status {
 	s := admin.Status{
 		Gateway: g.config.Gateway.ID, Version: buildVersion(), UptimeS: int64(time.Since(g.started).Seconds()),
 		Uplinks: []admin.UplinkStatus{}, Bridges: g.bridgeStatus(),
-		Clients: g.broker.Clients(), Sessions: g.broker.Sessions(), Warnings: g.Warnings(),
+		Clients: g.broker.Clients(), Sessions: g.broker.Sessions(), Warnings: g.Warnings(), Reload: g.lastReload(),
 		Buffer: admin.BufferStatus{Writable: disk.LastError == nil, NoSpace: disk.NoSpace, DiskBytes: disk.Bytes},
 	}
 	if disk.PayloadBytes > 0 {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -23,26 +24,35 @@ func cmdStatus(args []string, std stdio) int {
 	if fs.NArg() > 0 {
 		return std.fail(exitUsage, "status: unexpected argument %q; name the file with --config", fs.Arg(0))
 	}
-	c, problems := inspect(*file)
 	var s admin.Status
-	err := admin.ErrNoGateway
-	if c != nil {
-		err = dialGateway(c).call(http.MethodGet, pathStatus, nil, &s)
-	}
-	switch {
-	case err != nil && problems.Wrong():
-		return wrongConfig(std, problems)
-	case err != nil:
-		return gatewayFailed(std, "status", c, err)
-	case problems.Wrong(): // it changed since, and now is when somebody wants to know how the gateway does
-		printProblems(std.err, problems)
-		fmt.Fprintln(std.err, "tidegate: the configuration is wrong as it stands now; this is the gateway that was started before")
+	if code, done := askGateway(std, "status", *file, http.MethodGet, pathStatus, &s); done {
+		return code
 	}
 	if *asJSON {
 		return std.printJSON(s)
 	}
 	printStatus(std.out, s)
 	return exitOK
+}
+
+// askGateway asks the gateway that runs with a configuration file and reads its answer into v. The file may be wrong by now: the
+// gateway runs with what it was before. With done the command ends with code.
+func askGateway(std stdio, command, flag, method, path string, v any) (code int, done bool) {
+	c, problems := inspect(flag)
+	// Where the file could not be read as far as data_dir, the default would find another gateway.
+	if c == nil || problems.Wrong() && c.Gateway.DataDir == config.Default().Gateway.DataDir {
+		printProblems(std.err, problems)
+		return std.fail(exitConfig, "%s: the configuration is wrong; correct it and look again with tidegate check", command), true
+	}
+	err := dialGateway(c).call(method, path, nil, v)
+	switch {
+	case err == nil:
+		return exitOK, false
+	case problems.Wrong():
+		printProblems(std.err, problems)
+		return std.fail(exitConfig, "%s: the configuration is wrong, and no gateway is found by it; correct it and look again with tidegate check", command), true
+	}
+	return gatewayFailed(std, command, c, err), true
 }
 
 // gatewayFailed reports why the running gateway could not be asked.
@@ -75,6 +85,16 @@ func printStatus(w io.Writer, s admin.Status) {
 	fmt.Fprintln(w)
 	for _, text := range s.Warnings {
 		fmt.Fprintf(w, "warning: %s\n", text)
+	}
+	if r := s.Reload; r != nil {
+		fmt.Fprintf(w, "last reload: %s, %s by %s", r.At.Local().Format(time.DateTime), r.Result, r.By)
+		if r.Error != "" {
+			fmt.Fprintf(w, ": %s; the earlier configuration is in force", r.Error)
+		}
+		if len(r.NeedsRestart) > 0 {
+			fmt.Fprintf(w, "; needs a restart: %s", strings.Join(r.NeedsRestart, " "))
+		}
+		fmt.Fprintln(w)
 	}
 	printUplinks(w, s.Uplinks)
 	printBridges(w, s.Bridges)

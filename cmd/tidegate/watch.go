@@ -25,6 +25,8 @@ type certificates interface {
 type watched struct {
 	users reloader
 	certs []certificates
+	// rejudge applies changed users to the clients that are connected; it returns how many it disconnected. It may be nil.
+	rejudge func() int
 }
 
 // watch reads the users file and the certificates again when they change, until ctx ends. It looks rather than waiting for
@@ -44,8 +46,12 @@ func (w watched) watch(ctx context.Context, log *slog.Logger) error {
 		}
 		changed, err := w.users.Reload()
 		over := users.tell(texts(err), func(s string) { log.Warn("reading the users file failed; the users stay as they were", "err", s) })
+		disconnected := 0
+		if changed && w.rejudge != nil {
+			disconnected = w.rejudge()
+		}
 		if changed || over {
-			audit.Info("users file read again")
+			audit.Info("users file read again", "disconnected", disconnected)
 		}
 		files, problems := w.reloadCertificates()
 		certs.tell(texts(problems...), func(s string) { log.Warn("reading certificates failed; the earlier ones stay in use", "err", s) })

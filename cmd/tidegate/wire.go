@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -18,34 +19,37 @@ import (
 	"tidegate/access"
 	"tidegate/admin"
 	"tidegate/admin/metrics"
-	"tidegate/bridges"
-	"tidegate/bridges/external"
 	"tidegate/buffer"
 	"tidegate/config"
 	"tidegate/edge"
 	"tidegate/edge/session"
 	"tidegate/forwarder"
-	"tidegate/forwarder/uplink"
 	"tidegate/message"
 )
 
 // gateway is everything a running gateway is made of. build makes it, run (run.go) runs it, close frees what build bound.
 type gateway struct {
+	// config is the one it was started with. What a reload can change is in current.
 	config    *config.Config
+	current   atomic.Pointer[config.Config]
+	reg       *prometheus.Registry
 	log       *slog.Logger
+	level     *slog.LevelVar // of log
 	started   time.Time
 	users     *access.Checker
 	buffer    *buffer.Log
 	forwarder *forwarder.Forwarder
 	sessions  *session.Store
 	broker    *edge.Broker
-	uplinks   []*uplink.Client
-	bridges   []bridges.Bridge
-	external  *external.Bridge // the broker of the user's own, one of bridges; nil: none
-	admin     *admin.Server    // nil: off
+	uplinks   uplinks
+	bridges   spans
+	external  home          // the broker of the user's own
+	admin     *admin.Server // nil: off
 	socket    *admin.Socket
 	// up says that every listener accepts.
-	up atomic.Bool
+	up     atomic.Bool
+	keys   keyrings
+	reload reloading
 }
 
 // logDir is the folder of the log in the data folder.
@@ -70,7 +74,9 @@ type seams struct {
 // build makes every part and binds every address; it starts nothing but the log's committer. What it bound is freed again
 // on an error. When ctx ends it waits for nobody any longer.
 func build(ctx context.Context, c *config.Config, log *slog.Logger, s seams) (_ *gateway, err error) {
-	g := &gateway{config: c, log: log, started: time.Now()}
+	g := &gateway{config: c, log: log, started: time.Now(), reg: metrics.NewRegistry()}
+	g.current.Store(c)
+	g.reload.metrics = newReloadMetrics(g.reg)
 	if s.patience == 0 {
 		s.patience = handoverPatience
 	}
@@ -82,30 +88,33 @@ func build(ctx context.Context, c *config.Config, log *slog.Logger, s seams) (_ 
 	if g.users, err = access.New(c.Auth); err != nil {
 		return nil, &startError{exitConfig, "correct the users file, or write it with tidegate passwd", err}
 	}
-	reg := metrics.NewRegistry()
-	if err := g.openBuffer(ctx, reg, s); err != nil {
+	if err := g.openBuffer(ctx, g.reg, s); err != nil {
 		return nil, err
 	}
-	if err := g.wireForwarder(reg); err != nil {
+	if err := g.wireForwarder(); err != nil {
 		return nil, err
 	}
-	if err := g.openBroker(ctx, reg, s); err != nil {
+	if err := g.openBroker(ctx, g.reg, s); err != nil {
 		return nil, &startError{exitFailed, "choose another address in [listener], or stop what uses it", err}
 	}
-	if err := g.openBridges(ctx, reg, s); err != nil {
+	if err := g.openHome(ctx, s); err != nil {
 		return nil, err
 	}
-	return g, g.openAdmin(ctx, reg, s)
+	if err := g.openBridges(ctx, s); err != nil {
+		return nil, err
+	}
+	g.reg.MustRegister(bridgeMetrics{g.everyBridge})
+	return g, g.openAdmin(ctx, s)
 }
 
 // auditRules writes which rules decide from now on, so that a change of them can be found in the log.
-func (g *gateway) auditRules() {
+func (g *gateway) auditRules(c config.Auth) {
 	h := sha256.New()
-	for _, r := range g.config.Auth.Rules {
+	for _, r := range c.Rules {
 		fmt.Fprintf(h, "%q %q %q %q %q\n", r.User, r.Publish, r.Subscribe, r.DenyPublish, r.DenySubscribe)
 	}
-	g.log.Info("access rules in use", "audit", true, "rules", len(g.config.Auth.Rules), "digest", hex.EncodeToString(h.Sum(nil))[:12],
-		"users_file", g.config.Auth.UsersFile)
+	g.log.Info("access rules in use", "audit", true, "rules", len(c.Rules), "digest", hex.EncodeToString(h.Sum(nil))[:12],
+		"users_file", c.UsersFile)
 }
 
 // openBroker makes the broker and binds its listeners. Each try registers its metrics in a registry of its own, of which
@@ -137,13 +146,14 @@ func (g *gateway) openBroker(ctx context.Context, reg *prometheus.Registry, s se
 // openBuffer opens the log, and with it takes the data folder's lock.
 func (g *gateway) openBuffer(ctx context.Context, reg prometheus.Registerer, s seams) error {
 	watch := metrics.NewBuffer(reg)
+	g.keys.open(g.config)
 	dir := g.config.Gateway.DataDir
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return &startError{exitFailed, "make the folder, or name another as data_dir in [gateway]", fmt.Errorf("make the data folder: %w", err)}
 	}
 	err := handOver(ctx, s.patience, g.log, "the data folder", func() (err error) {
 		g.buffer, err = buffer.Open(logDir(g.config), buffer.Options{
-			SegmentBytes: segmentBytes(g.config), Sync: strictestSync(g.config.Uplinks), Keys: keysOf(g.config), Compress: compresses(g.config.Uplinks), OnSync: watch.OnSync, FS: s.fs, Logger: g.log.With("part", "buffer"),
+			SegmentBytes: segmentBytes(g.config), Sync: strictestSync(g.config.Uplinks), Keys: g.keys.of, Compress: compresses(g.config.Uplinks), OnSync: watch.OnSync, FS: s.fs, Logger: g.log.With("part", "buffer"),
 		})
 		return err
 	})
@@ -229,31 +239,25 @@ func strictestSync(uplinks map[string]config.Uplink) time.Duration {
 }
 
 // wireForwarder makes the uplinks and the forwarder in front of them.
-func (g *gateway) wireForwarder(reg prometheus.Registerer) error {
+func (g *gateway) wireForwarder() error {
 	const advice = "correct it, and look again with tidegate check"
-	links := make(map[string]forwarder.Uplink, len(g.config.Uplinks))
-	for name, u := range g.config.Uplinks {
-		client, err := uplink.New(name, u, g.config.Gateway.ID, g.log, reg)
-		if err != nil {
-			return &startError{exitConfig, advice, err}
-		}
-		client.SetVersion(buildVersion())
-		links[name] = uplinkPort{client}
-		g.uplinks = append(g.uplinks, client)
+	clients, ports, err := g.newUplinks(g.config, slices.Sorted(maps.Keys(g.config.Uplinks)))
+	if err != nil {
+		return &startError{exitConfig, advice, err}
 	}
-	var err error
-	if g.forwarder, err = forwarder.New(g.config, g.buffer, links, g.log, reg); err != nil {
+	g.uplinks.set(clients, g.config.Uplinks)
+	if g.forwarder, err = forwarder.New(g.config, g.buffer, ports, g.log, g.reg); err != nil {
 		return &startError{exitConfig, advice, err}
 	}
 	return nil
 }
 
 // openAdmin binds the [admin] address and the socket in the data folder.
-func (g *gateway) openAdmin(ctx context.Context, reg *prometheus.Registry, s seams) (err error) {
+func (g *gateway) openAdmin(ctx context.Context, s seams) (err error) {
 	log := g.log.With("part", "admin")
 	if g.config.Admin != nil {
 		err = handOver(ctx, s.patience, g.log, "the address of the admin surface", func() (err error) {
-			g.admin, err = admin.New(*g.config.Admin, g, reg, log)
+			g.admin, err = admin.New(*g.config.Admin, g, g.reg, log)
 			return err
 		})
 		if err != nil {
@@ -275,7 +279,7 @@ func (g *gateway) close() error {
 	if g.admin != nil {
 		errs = append(errs, g.admin.Close())
 	}
-	errs = append(errs, closeBridges(g.bridges))
+	errs = append(errs, g.closeBridges())
 	if g.broker != nil {
 		errs = append(errs, g.broker.Close())
 	}

@@ -21,6 +21,7 @@ func (s *Session) Send(conn Conn) {
 			p = &fresh
 		}
 		b, current := s.encode(conn, (*p)[:0])
+		s.handOn()
 		if len(b) > 0 {
 			if err := s.secured(); err != nil {
 				conn.Fail(err)
@@ -98,6 +99,10 @@ func (s *Session) again(b []byte, now time.Time) []byte {
 			s.flight.finish(o) // it is on the disk no more
 			return b
 		}
+		if s.withheld(&e) {
+			s.flight.finish(o)
+			return b
+		}
 		o.open = true
 		s.flight.open++
 		n := len(b)
@@ -113,6 +118,7 @@ func (s *Session) again(b []byte, now time.Time) []byte {
 
 // first appends the oldest entry of the queue, unless it is not worth sending any more.
 func (s *Session) first(b []byte, now time.Time) []byte {
+	stale := s.revoked.before > 0
 	e := s.pop()
 	read := e.Msg == nil
 	if !s.load(&e) {
@@ -124,10 +130,7 @@ func (s *Session) first(b []byte, now time.Time) []byte {
 		}
 		return b
 	}
-	if read && !s.may(e.Msg.Topic) {
-		if s.done(&e) {
-			s.m.drop(dropDenied, 1)
-		}
+	if (read || stale) && s.withheld(&e) {
 		return b
 	}
 	if e.QoS == 0 {

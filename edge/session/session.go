@@ -61,6 +61,7 @@ type Session struct {
 	inbound map[uint16]message.Ticket // open QoS 2 receives
 	stock   map[buffer.Seq]fetched    // messages that were read back and are to be sent next; nil: none
 	link    link
+	revoked revocation
 	expiry  time.Duration
 	expires time.Time // when a session without connection ends; zero while connected
 	ended   bool
@@ -184,6 +185,7 @@ func (s *Session) done(e *Entry) bool {
 // pop takes the oldest entry out of the queue.
 func (s *Session) pop() Entry {
 	e := s.queue.Pop()
+	s.revoked.passed()
 	if e.QoS == 0 && !e.Stored {
 		s.now -= e.Size()
 	}

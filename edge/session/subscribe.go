@@ -191,11 +191,5 @@ func (s *Session) Unsubscribe(conn Conn, filter string) bool {
 	if !had {
 		return false
 	}
-	return s.change(conn, func(b []byte) []byte { return appendString(append(b, changeUnsubscribe), filter) }, func() {
-		delete(s.filters, filter)
-		if group, _ := splitShared(filter); group == "" && !sub.denied {
-			s.subs.Add(-1)
-		}
-		s.m.tree.remove(s, filter)
-	})
+	return s.change(conn, func(b []byte) []byte { return appendString(append(b, changeUnsubscribe), filter) }, func() { s.forget(filter, sub) })
 }

@@ -42,14 +42,12 @@ func newMetrics(reg prometheus.Registerer, name string) (*metrics, error) {
 	if err != nil {
 		return nil, err
 	}
-	m := &metrics{
-		connected:  connected.With(uplink),
+	return &metrics{
+		connected:  connected.With(uplink), // 0 when it is new; one of the same name may still be connected
 		reconnects: reconnects.MustCurryWith(uplink),
 		commands:   commands.MustCurryWith(uplink),
 		stripped:   stripped.MustCurryWith(uplink),
-	}
-	m.connected.Set(0)
-	return m, nil
+	}, nil
 }
 
 // register returns the collector that reg holds already where another uplink registered it first.
