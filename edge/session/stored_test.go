@@ -275,7 +275,10 @@ func TestOptionsComeBack(t *testing.T) {
 	s := x.attach("c", conn)
 	subs := []*Subscription{
 		{Filter: "a/#", QoS: 1, NoLocal: true, RetainAsPublished: true, RetainHandling: 2, ID: 300},
-		{Filter: "a/+", QoS: 2, ID: 7}, {Filter: "$share/g/b", QoS: 1}, {Filter: "gone", QoS: 1}, {Filter: "denied", QoS: 1},
+		{Filter: "a/+", QoS: 2, ID: 7},
+		{Filter: "$share/g/b", QoS: 1},
+		{Filter: "gone", QoS: 1},
+		{Filter: "denied", QoS: 1},
 	}
 	s.Subscribe(conn, subs, nil)
 	s.Unsubscribe(conn, "gone")
