@@ -148,7 +148,7 @@ func (b *Broker) sessionOptions() session.Options {
 	return session.Options{
 		QueueBytes: int64(b.o.Broker.SessionQueue), RetainedLimit: b.o.Broker.RetainedLimit, Store: b.o.Store,
 		MaxSessions: 2 * b.o.Broker.MaxClients, // as many without a connection as with one
-		Drop:        b.drop, Evicted: b.evicted, MaxExpiry: b.o.Broker.SessionExpiry.D(), Logger: b.log,
+		Drop:        b.drop, Evicted: b.evicted, MaxExpiry: max(b.o.Broker.SessionExpiry.D(), 1), Logger: b.log,
 		Allow: func(user, client string) func(string) bool {
 			id := access.Identity{User: user, Client: client}
 			return func(topic string) bool { return acl.Allow(id, access.Deliver, topic) }

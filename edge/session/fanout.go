@@ -168,6 +168,8 @@ func (m *Manager) handOver(p *Publication, rd *riding, r *Result) (again []Entry
 		var seq buffer.Seq
 		if rd.retained >= 0 {
 			seq = rd.may[rd.retained].Seq
+		} else if pos := m.store.pos.Load(); kept(p.Msg) && pos > r.Ticket.Pos() {
+			r.Ticket = m.store.ticket(pos) // that the topic has nothing may be on its way to the disk still
 		}
 		m.retain(p.Msg, seq, m.store.pos.Load())
 	}

@@ -266,3 +266,61 @@ func TestQueueOfTokens(t *testing.T) {
 		t.Errorf("%d bytes, %d bare, %d held of nothing", q.bytes, q.bare, q.heldBytes)
 	}
 }
+
+// TestOptionsComeBack: of subscriptions, with what they do to a message that waits; one that the rules refuse after the restart
+// brings nothing, nor does what waited for it.
+func TestOptionsComeBack(t *testing.T) {
+	x := newStored(t, newDisk(), Options{}, 1<<30)
+	conn := &wire{}
+	s := x.attach("c", conn)
+	subs := []*Subscription{
+		{Filter: "a/#", QoS: 1, NoLocal: true, RetainAsPublished: true, RetainHandling: 2, ID: 300},
+		{Filter: "a/+", QoS: 2, ID: 7},
+		{Filter: "$share/g/b", QoS: 1},
+		{Filter: "gone", QoS: 1},
+		{Filter: "denied", QoS: 1},
+	}
+	s.Subscribe(conn, subs, nil)
+	s.Unsubscribe(conn, "gone")
+	x.Detach(s, conn)
+	s.Left(nil)
+	x.Publish(&message.Message{ID: message.NewID(), Topic: "a/x", QoS: 2, Retain: true, Payload: []byte("1")}, "other")
+	x.Publish(&message.Message{ID: message.NewID(), Topic: "denied", QoS: 2, Payload: []byte("2")}, "other")
+	y := x.again(Options{
+		Allow:        func(_, _ string) func(string) bool { return func(topic string) bool { return topic != "denied" } },
+		MaySubscribe: func(_, _, filter string) bool { return filter != "denied" },
+	})
+	s = y.sessions["c"]
+	for i, want := range []*Subscription{subs[0], subs[1], subs[2], nil, subs[4]} {
+		got := s.filters[subs[i].Filter]
+		if want == nil {
+			if got != nil {
+				t.Errorf("%s is there", subs[i].Filter)
+			}
+			continue
+		}
+		if got == nil || got.QoS != want.QoS || got.NoLocal != want.NoLocal || got.RetainAsPublished != want.RetainAsPublished ||
+			got.RetainHandling != want.RetainHandling || got.ID != want.ID {
+			t.Errorf("%+v came back as %+v", want, got)
+		}
+	}
+	if n, _ := y.Publish(&message.Message{ID: message.NewID(), Topic: "denied", QoS: 1}, ""); n != 0 {
+		t.Error("a subscription that is refused brings something")
+	}
+	if n, _ := y.Publish(&message.Message{ID: message.NewID(), Topic: "a/b/c", QoS: 1}, "c"); n != 0 {
+		t.Error("no local is forgotten")
+	}
+	// Version 5, to see the identifiers: what waited comes with both, QoS 2 and its retain flag.
+	s, present, _ := y.Attach(Connect{
+		Conn: conn, Client: "c", Version: 5, Expiry: time.Hour, Allow: func(topic string) bool { return topic != "denied" },
+	})
+	s.restock(conn)
+	b, _ := s.encode(conn, nil)
+	want := []byte{headPublish | 2<<1 | flagRetain, 14, 0, 3, 'a', '/', 'x', 0, 1, 5, propSubscription, 7, propSubscription, 0xac, 2, '1'}
+	if !present || string(b) != string(want) {
+		t.Errorf("present %v, got % x, want % x", present, b, want)
+	}
+	if y.drops[dropDenied] != 1 {
+		t.Errorf("dropped: %v", y.drops)
+	}
+}

@@ -148,6 +148,7 @@ type exactReader struct {
 	addr                  func() string
 
 	mu    sync.Mutex
+	ready bool // SUBACK came
 	got   []string
 	held  map[uint16]bool // received and not released
 	fault string
@@ -170,6 +171,9 @@ func (r *exactReader) run(ctx context.Context) {
 				w.close()
 				continue
 			}
+			r.mu.Lock()
+			r.ready = true
+			r.mu.Unlock()
 		}
 		first = false
 		stop := context.AfterFunc(ctx, w.close)
@@ -245,9 +249,12 @@ func TestExactlyOnce(t *testing.T) {
 		r := &exactReader{name: "reader" + version, filter: "plant/#", version: version, addr: g.here, held: map[uint16]bool{}}
 		readers = append(readers, r)
 		work.Go(func() { r.run(ctx) })
-		waitFor(t, soon, "the subscription", func() bool { return g.status().Sessions >= len(readers) })
+		waitFor(t, soon, "the subscription", func() bool {
+			r.mu.Lock()
+			defer r.mu.Unlock()
+			return r.ready
+		})
 	}
-	time.Sleep(200 * time.Millisecond) // the SUBACK
 	for _, version := range []string{"3.1.1", "5"} {
 		d := &exactDevice{name: "dev" + version, topic: "plant/" + version, version: version, window: 20, addr: g.here}
 		fleet = append(fleet, d)

@@ -96,7 +96,7 @@ func TestRetainedSurvivesKill(t *testing.T) {
 	}
 	pub("keep/a", "old")
 	pub("keep/a", "new", "-D", "publish", "content-type", "text/x", "-D", "publish", "user-property", "k", "v",
-		"-D", "publish", "response-topic", "r/t", "-D", "publish", "message-expiry-interval", "1000")
+		"-D", "publish", "response-topic", "r/t", "-D", "publish", "message-expiry-interval", "100000")
 	pub("keep/gone", "x")
 	publish(t, g.here(), "-q", "1", "-r", "-n", "-t", "keep/gone")
 	pub("keep/short", "x", "-D", "publish", "message-expiry-interval", "2")
@@ -123,17 +123,17 @@ func TestRetainedSurvivesKill(t *testing.T) {
 // killed meanwhile; that of a client which is back is not.
 func TestDelayedWillSurvivesKill(t *testing.T) {
 	g := local(t)
-	will := func(name string) []string {
+	will := func(name, delay string) []string {
 		return []string{
 			"-V", "mqttv5", "-i", name, "-c", "-x", "600", "-t", "x", "-q", "1",
-			"--will-topic", "wills/" + name, "--will-payload", "gone", "--will-qos", "1", "-D", "will", "will-delay-interval", "5",
+			"--will-topic", "wills/" + name, "--will-payload", "gone", "--will-qos", "1", "-D", "will", "will-delay-interval", delay,
 		}
 	}
 	watch := []string{"-i", "watch", "-c", "-q", "1", "-t", "wills/#"}
 	subscribe(t, g.here(), "", watch...).stop()
 	var dead []*subscriber
-	for _, name := range []string{"dead", "back"} {
-		dead = append(dead, subscribe(t, g.here(), "", will(name)...))
+	for name, delay := range map[string]string{"dead": "5", "back": "300"} {
+		dead = append(dead, subscribe(t, g.here(), "", will(name, delay)...))
 	}
 	before := g.metrics().sum("tidegate_clients_connected")
 	for _, s := range dead {
@@ -144,7 +144,7 @@ func TestDelayedWillSurvivesKill(t *testing.T) {
 	time.Sleep(100 * time.Millisecond) // and to write it down
 	g.kill()
 	g.start()
-	subscribe(t, g.here(), "", will("back")...)
+	subscribe(t, g.here(), "", will("back", "300")...)
 	s := subscribe(t, g.here(), "", watch...)
 	s.await("wills/dead gone")
 	g.kill()
