@@ -42,12 +42,13 @@ type link struct {
 	r     *bufio.Reader
 	grant grant
 
-	in       chan arrival // from the reader to take
+	in       *inbox // from the reader to take
 	receipts receipts
 	subs     subscriptions
 
-	heard, said   atomic.Bool // packets came, went since the last beat
-	waits, paused atomic.Bool // the reader reads nothing, did so once: see pause
+	heard, said atomic.Bool // packets came, went since the last beat
+	waits       atomic.Bool // the reader reads nothing: see pause
+	paused      bool        // it did so once; only the reader uses it
 
 	gone chan struct{} // closed by fail: everybody stops
 	wake chan struct{} // capacity 1: there is something to write
@@ -59,10 +60,10 @@ type link struct {
 
 func (b *Bridge) newLink(nc net.Conn, tcp *net.TCPConn, r *bufio.Reader, g grant) *link {
 	l := &link{
-		b: b, nc: nc, tcp: tcp, r: r, grant: g, in: make(chan arrival, b.c.ReceiveMaximum+liveQueue),
+		b: b, nc: nc, tcp: tcp, r: r, grant: g, in: newInbox(b.c.ReceiveMaximum + liveQueue),
 		gone: make(chan struct{}), wake: make(chan struct{}, 1),
 	}
-	l.receipts = receipts{open: map[uint16]struct{}{}, answer: l.answer, fail: l.fail, idle: make(chan struct{}, 1)}
+	l.receipts = receipts{open: map[uint16]struct{}{}, answer: l.add, idle: make(chan struct{}, 1), failed: make(chan struct{}, 1)}
 	return l
 }
 
@@ -219,37 +220,38 @@ func (l *link) readPublish(h head) error {
 	if err != nil {
 		return fmt.Errorf("read %w", err)
 	}
-	if a.id == 0 {
-		select {
-		case l.in <- a:
-		default: // QoS 0 may be lost, and nobody can be told
+	switch {
+	case a.id == 0:
+		if !l.in.push(a) { // QoS 0 may be lost, and nobody can be told
 			l.b.refused(&a.m, message.ErrBusy)
 		}
-		return nil
-	}
-	if !l.receipts.begin(a.id) {
-		return nil // a repetition of what has no answer yet gets that one
-	}
-	select {
-	case l.in <- a:
-	default:
+	case !l.receipts.begin(a.id): // a repetition of what has no answer yet gets that one
+	case !l.in.push(a):
 		l.pause(a)
 	}
 	return nil
 }
 
-// pause waits until there is room for a, and reads nothing meanwhile. It happens where a broker sends more than the Receive
-// Maximum allows [MQTT-3.3.4-9]: to end the connection over it, as one may, would only begin the same again.
+// pause waits until there is room for a, and reads nothing meanwhile. It happens where a broker sends far more than the Receive
+// Maximum allows [MQTT-3.3.4-9], as Mosquitto 2.0.11 does to a client that was slow for a moment: to end the connection over it,
+// as one may, would only begin the same again.
 func (l *link) pause(a arrival) {
-	if !l.paused.Swap(true) {
-		l.b.log.Warn("the broker sends more messages than receive_maximum allows; reading waits for the disk meanwhile. " +
-			"Mosquitto does so with max_inflight_messages 0: give it a number up to receive_maximum")
+	if !l.paused {
+		l.paused = true
+		const text = "the broker sends more messages than receive_maximum allows; the rest is left unread until the gateway takes them"
+		l.b.log.Warn(text, "receive_maximum", l.b.c.ReceiveMaximum)
+		if !l.b.Status().Up { // the answer to the subscription is left unread, too
+			l.b.setStatus(bridges.Status{LastError: text})
+		}
 	}
 	l.waits.Store(true)
 	defer l.waits.Store(false)
-	select {
-	case l.in <- a:
-	case <-l.gone:
+	for !l.in.push(a) {
+		select {
+		case <-l.in.room:
+		case <-l.gone:
+			return
+		}
 	}
 }
 
@@ -293,9 +295,6 @@ func (l *link) readOther(h head) error {
 	}
 	return nil
 }
-
-// answer writes acknowledgements.
-func (l *link) answer(p []byte) { l.add(p) }
 
 // beat sends PINGREQ where nothing was sent or heard for half the keep alive interval, and ends the connection when nothing
 // was heard for one and a half of it, or when an answer is overdue: a connection is worth what moves over it.

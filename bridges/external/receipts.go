@@ -1,7 +1,6 @@
 package external
 
 import (
-	"errors"
 	"sync"
 	"time"
 
@@ -13,9 +12,9 @@ import (
 // receipts are the messages of one connection that the broker has no acknowledgement of. Acknowledgements leave in the order
 // in which the messages came [MQTT-4.6.0-2], each once the disk has its record.
 type receipts struct {
-	answer func([]byte) // writes acknowledgements; called with mu held
-	fail   func(error)  // ends the connection; called with mu held
-	idle   chan struct{}
+	answer func([]byte)  // writes acknowledgements; called with mu held
+	idle   chan struct{} // capacity 1: nothing waits for the disk
+	failed chan struct{} // capacity 1: the disk did not take a message
 
 	mu   sync.Mutex
 	open map[uint16]struct{} // identifiers in use, of QoS 2 until the PUBREL
@@ -24,13 +23,12 @@ type receipts struct {
 
 // receipt is one message that waits for the disk.
 type receipt struct {
-	id   uint16
-	kind byte // of the acknowledgement
+	a    arrival // to be offered again should the disk fail
+	kind byte    // of the acknowledgement
 	code byte
 	done bool
+	lost error // why the disk did not take it
 }
-
-var errDisk = errors.New("the disk failed; messages that it did not take are not acknowledged")
 
 // begin notes the identifier of a message that was read. It is false where that is in use: the broker repeated itself.
 func (r *receipts) begin(id uint16) bool {
@@ -52,9 +50,9 @@ func (r *receipts) end(id uint16) {
 
 // add takes a message's place in the order of acknowledgements; settle is due for it then. It is called in the order of
 // arrival, with QoS 1 and 2.
-func (r *receipts) add(id uint16, qos message.QoS) *receipt {
-	p := &receipt{id: id, kind: packets.Puback}
-	if qos == 2 {
+func (r *receipts) add(a *arrival) *receipt {
+	p := &receipt{a: *a, kind: packets.Puback}
+	if a.m.QoS == 2 {
 		p.kind = packets.Pubrec
 	}
 	r.mu.Lock()
@@ -63,23 +61,24 @@ func (r *receipts) add(id uint16, qos message.QoS) *receipt {
 	return p
 }
 
-// settle is told once what became of a message: nil when the disk has its record, or when it is refused for good with code.
-// It does not block.
+// settle is told what became of a message: nil when the disk has its record, or when it is refused for good with code; an error
+// when the disk did not take it, see nextLost. It does not block.
 func (r *receipts) settle(p *receipt, code byte, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if err != nil {
-		r.fail(errors.Join(errDisk, err))
+		p.lost = err
+		signal(r.failed)
 		return
 	}
-	p.done, p.code = true, code
+	p.done, p.code, p.a.m = true, code, message.Message{}
 	n := 0
 	var acks []byte
 	for ; n < len(r.wait) && r.wait[n].done; n++ {
 		w := r.wait[n]
-		acks = appendAck(acks, w.kind, w.id, w.code)
+		acks = appendAck(acks, w.kind, w.a.id, w.code)
 		if w.kind == packets.Puback || w.code != 0 { // a PUBREC that refuses ends it too [MQTT-4.3.3-9]
-			delete(r.open, w.id)
+			delete(r.open, w.a.id)
 		}
 		r.wait[n] = nil
 	}
@@ -91,6 +90,19 @@ func (r *receipts) settle(p *receipt, code byte, err error) {
 		signal(r.idle)
 	}
 	r.answer(acks)
+}
+
+// nextLost gives out the oldest message that the disk did not take, to be offered and settled again; nil when there is none.
+func (r *receipts) nextLost() (p *receipt, lost error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, p := range r.wait {
+		if p.lost != nil {
+			lost, p.lost = p.lost, nil
+			return p, lost
+		}
+	}
+	return nil, nil
 }
 
 // waiting is how many messages wait for the disk.

@@ -27,43 +27,78 @@ const (
 // take hands over what the broker sends, one after the other, until ctx ends. A message that cannot be taken now holds up
 // those behind it: they stay in order, and the broker sends nothing more once the Receive Maximum is reached.
 func (l *link) take(ctx context.Context) {
-	for {
-		select {
-		case a := <-l.in:
+	for ctx.Err() == nil {
+		if a, ok := l.in.pop(); ok {
 			l.takeOne(ctx, &a)
-		case <-ctx.Done():
-			return
+			continue
 		}
-		if ctx.Err() != nil {
-			return
+		select {
+		case <-l.in.ready:
+		case <-l.receipts.failed:
+			l.takeAgain(ctx)
+		case <-ctx.Done():
 		}
 	}
 }
 
 func (l *link) takeOne(ctx context.Context, a *arrival) {
+	select {
+	case <-l.receipts.failed: // what came before goes first
+		l.takeAgain(ctx)
+	default:
+	}
 	if a.m.QoS == 2 {
 		if t, known := l.b.held.find(a.id); known {
-			l.acknowledge(l.receipts.add(a.id, 2), t)
+			l.acknowledge(l.receipts.add(a), t)
 			return
 		}
 	}
-	t, err := l.b.accept(ctx, a)
+	t, err := l.b.accept(ctx, a, l.takeAgain)
 	switch {
 	case ctx.Err() != nil && err != nil: // not taken, and not answered: the broker keeps it
 	case a.id == 0:
-	case err != nil:
-		l.receipts.settle(l.receipts.add(a.id, a.m.QoS), codeOf(err), nil)
 	default:
-		if a.m.QoS == 2 {
-			l.b.held.keep(a.id, t)
-		}
-		l.acknowledge(l.receipts.add(a.id, a.m.QoS), t)
+		l.took(l.receipts.add(a), t, err)
 	}
+}
+
+// took settles a message that was taken, or refused for good.
+func (l *link) took(p *receipt, t message.Ticket, err error) {
+	if err != nil {
+		l.receipts.settle(p, codeOf(err), nil)
+		return
+	}
+	if p.a.m.QoS == 2 {
+		l.b.held.keep(p.a.id, t)
+	}
+	l.acknowledge(p, t)
 }
 
 // acknowledge lets the acknowledgement leave when the ticket is durable.
 func (l *link) acknowledge(p *receipt, t message.Ticket) {
 	t.Done(func(err error) { l.receipts.settle(p, 0, err) })
+}
+
+// takeAgain hands over again, in their order, the messages that were taken and that the disk did not keep. Nothing of them is
+// acknowledged: should this gateway die meanwhile, the broker has them.
+func (l *link) takeAgain(ctx context.Context) {
+	for wait := busyFirst; ; wait = min(2*wait, busyLimit) {
+		p, lost := l.receipts.nextLost()
+		if p == nil {
+			return
+		}
+		l.b.log.Warn("the disk did not keep messages that were taken; they are handed over again", "error", lost)
+		if !sleep(ctx, wait) {
+			return
+		}
+		for ; p != nil; p, _ = l.receipts.nextLost() {
+			t, err := l.b.accept(ctx, &p.a, nil)
+			if ctx.Err() != nil && err != nil {
+				return
+			}
+			l.took(p, t, err)
+		}
+	}
 }
 
 // codeOf translates an error that is final.
@@ -82,7 +117,9 @@ func codeOf(err error) byte {
 // A copy for the group goes to Ingest, and to local subscribers but for topics of which this gateway has a subscription of its
 // own: they get the copy of that. What a member of the group published itself was taken by that member, and what gateways say of
 // themselves is nobody's message.
-func (b *Bridge) accept(ctx context.Context, a *arrival) (message.Ticket, error) {
+//
+// before is called before each further offer, for what has to come first; it may be nil.
+func (b *Bridge) accept(ctx context.Context, a *arrival, before func(context.Context)) (message.Ticket, error) {
 	if a.bad != nil {
 		b.refused(&a.m, a.bad)
 		return message.Ticket{}, a.bad
@@ -98,16 +135,16 @@ func (b *Bridge) accept(ctx context.Context, a *arrival) (message.Ticket, error)
 		return message.Ticket{}, nil
 	}
 	if !a.local && slices.Contains(b.c.Local, a.m.Topic) {
-		return b.offer(ctx, a.m, b.o.Take)
+		return b.offer(ctx, a.m, b.o.Take, before)
 	}
-	return b.offer(ctx, a.m, b.o.Bus.Publish)
+	return b.offer(ctx, a.m, b.o.Bus.Publish, before)
 }
 
 // behind is an error of Ingest that passes with a commit: nothing is full, but too much waits for the disk.
 type behind interface{ After() message.Ticket }
 
 // offer hands m over, again and again while the gateway cannot take it. Meanwhile the broker keeps it.
-func (b *Bridge) offer(ctx context.Context, m message.Message, to message.Ingest) (message.Ticket, error) {
+func (b *Bridge) offer(ctx context.Context, m message.Message, to message.Ingest, before func(context.Context)) (message.Ticket, error) {
 	var since time.Time
 	for wait := busyFirst; ; {
 		t, err := to(m)
@@ -116,10 +153,8 @@ func (b *Bridge) offer(ctx context.Context, m message.Message, to message.Ingest
 			return t, b.final(&m, err)
 		}
 		var late behind
-		if errors.As(err, &late) && !late.After().Durable() {
-			if late.After().Wait(ctx) == nil {
-				continue
-			}
+		if errors.As(err, &late) && !late.After().Durable() && late.After().Wait(ctx) == nil {
+			continue
 		}
 		if since.IsZero() {
 			since = time.Now()
@@ -127,6 +162,9 @@ func (b *Bridge) offer(ctx context.Context, m message.Message, to message.Ingest
 		}
 		if !sleep(ctx, wait) {
 			return message.Ticket{}, context.Cause(ctx)
+		}
+		if before != nil {
+			before(ctx)
 		}
 		wait = min(2*wait, busyLimit)
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"testing"
+	"time"
 
 	"tidegate/config"
 	"tidegate/internal/testpeer"
@@ -106,19 +107,68 @@ func TestTooLarge(t *testing.T) {
 	}
 }
 
-// TestDiskFails: a message that was taken and did not reach the disk is never acknowledged; the connection is ended, so that the
-// broker sends it again.
+// TestDiskFails: a message that was taken and did not reach the disk is not acknowledged; it is handed over again, in order and
+// before those behind it.
 func TestDiskFails(t *testing.T) {
-	p := attached(t, nil)
-	p.send(t, 1, 3)
-	wait(t, "three messages to be taken", func() bool { n, _ := p.disk.count(); return n == 3 })
-	p.disk.fail(errors.New("input/output error"))
-	wait(t, "the messages to come again", func() bool { n, _ := p.disk.count(); return n == 6 })
-	if got, _ := p.acks(); len(got) > 0 {
-		t.Fatalf("acknowledged %v", got)
+	for _, qos := range []int{1, 2} {
+		p := attached(t, func(c *config.External, _ *Options) { c.QoS = qos })
+		p.send(t, 1, 3)
+		wait(t, "three messages to be taken", func() bool { n, _ := p.disk.count(); return n == 3 })
+		p.disk.fail(errors.New("input/output error"))
+		p.send(t, 4, 4)
+		wait(t, "the messages to be handed over again", func() bool { n, _ := p.disk.count(); return n == 7 })
+		if got, _ := p.acks(); len(got) > 0 {
+			t.Fatalf("acknowledged %v", got)
+		}
+		var order []byte
+		for _, m := range p.disk.all() {
+			order = append(order, m.Payload...)
+		}
+		if !bytes.Equal(order, []byte{1, 2, 3, 1, 2, 3, 4}) && !bytes.Equal(order, []byte{1, 2, 3, 4, 1, 2, 3}) { // 4 may have been under way
+			t.Errorf("taken in the order %v", order)
+		}
+		p.disk.sync(7)
+		wait(t, "all acknowledgements", func() bool { got, _ := p.acks(); return slices.Equal(got, []int{1, 2, 3, 4}) })
+		if len(p.broker.Connects()) != 1 {
+			t.Error("the connection was ended")
+		}
 	}
-	p.disk.sync(6)
-	wait(t, "all acknowledgements", func() bool { got, _ := p.acks(); return slices.Equal(got, []int{1, 2, 3}) })
+}
+
+// TestMoreThanTheReceiveMaximum: a broker that does not keep to it is read on within a bound, then not, and nothing is lost.
+func TestMoreThanTheReceiveMaximum(t *testing.T) {
+	const n = 3 * liveQueue
+	p := attached(t, nil)
+	p.disk.refuseWith(message.ErrBusy)
+	p.disk.sync(2 * n)
+	sent := make(chan struct{})
+	go func() { // ends when all is read
+		defer close(sent)
+		large := make([]byte, 64<<10)
+		for i := range n {
+			large[0] = byte(i)
+			p.broker.Send(testpeer.Command{Topic: "plant/a", Payload: bytes.Clone(large), QoS: 1})
+		}
+	}()
+	wait(t, "an offer", func() bool { _, offers := p.disk.count(); return offers >= 1 })
+	time.Sleep(50 * time.Millisecond) // most of it is there then; nothing depends on it
+	p.disk.refuseWith(nil)
+	wait(t, "all acknowledgements", func() bool { got, _ := p.acks(); return len(got) == n })
+	<-sent
+	for i, m := range p.disk.all() {
+		if m.Payload[0] != byte(i) {
+			t.Fatalf("message %d is %d", i, m.Payload[0])
+		}
+	}
+	q := newInbox(2)
+	q.bytes = overflowBytes
+	if !q.push(arrival{id: 1}) || !q.push(arrival{}) || q.push(arrival{id: 2}) || q.push(arrival{}) {
+		t.Error("the bound does not hold")
+	}
+	q.bytes = 0
+	if !q.push(arrival{id: 2}) || q.push(arrival{}) {
+		t.Error("QoS 0 has room that only QoS 1 has")
+	}
 }
 
 // TestWhoTakesWhat: copies for the group and for this gateway, and what members of the group published themselves.
@@ -148,7 +198,7 @@ func TestWhoTakesWhat(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		_, err = b.accept(t.Context(), &arrival{m: message.Message{Topic: c.topic}, shared: c.shared, local: c.local, via: c.via})
+		_, err = b.accept(t.Context(), &arrival{m: message.Message{Topic: c.topic}, shared: c.shared, local: c.local, via: c.via}, nil)
 		if err != nil {
 			t.Errorf("%s: %v", c.name, err)
 		}
