@@ -316,3 +316,35 @@ func TestFilesKeepToTheBound(t *testing.T) {
 		}
 	}
 }
+
+// TestFullBoundIsNotEvictedAtTheStart: at the start bounds come one after the other, and each keeps the less free the more others there
+// are. The first one, which is as full as it may be, must not make room meanwhile.
+func TestFullBoundIsNotEvictedAtTheStart(t *testing.T) {
+	const first, others = 256 << 10, 32 << 20
+	for name, o := range map[string]Options{"": {Bounds: first + others}, "segments of a size": {Bounds: first + others, SegmentBytes: 256 << 10}} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			l := openLog(t, dir, o)
+			full := l.NewBound(first, DropOldest)
+			q := queueOf(t, l, "full", QueueOptions{Bound: full})
+			l.NewBound(others, DropOldest)
+			for {
+				if used, limit := full.Used(); used > limit-3000 {
+					break
+				}
+				put(t, l, Record{Queue: q, Data: filled("full", 1000)})
+			}
+			records, evicted := q.Stats().Records, q.Stats().Evicted
+			if err := l.Close(); err != nil {
+				t.Fatal(err)
+			}
+			l = openLog(t, dir, o)
+			q = queueOf(t, l, "full", QueueOptions{Bound: l.NewBound(first, DropOldest)})
+			time.Sleep(50 * time.Millisecond) // the committer would evict by now
+			l.NewBound(others, DropOldest)
+			if st := q.Stats(); st.Records != records || st.Evicted != evicted {
+				t.Errorf("%d of %d records are left, %d were evicted", st.Records, records, st.Evicted-evicted)
+			}
+		})
+	}
+}

@@ -24,6 +24,10 @@ const (
 type Options struct {
 	// SegmentBytes is the size of a segment file. 0 means a thirty-second of all bounds, at least 256 KiB, at most 16 MiB.
 	SegmentBytes int64
+	// Bounds is what all bounds will allow together, those included that are made later; 0: not known. A bound keeps a part of itself free,
+	// which is smaller the more others there are. So where this is not known, the first of several that are full at the start may make
+	// room that is not needed.
+	Bounds int64
 	// Sync is how long written records may stay at risk. 0 means always: a record is durable after the fsync of its frame.
 	// Otherwise a record counts as durable once written, and the fsync follows at most that much later.
 	Sync time.Duration

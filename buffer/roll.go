@@ -70,12 +70,12 @@ func (o *Options) segmentSize(total int64) int64 {
 	return min(max(total/32, minSegmentBytes), maxSegmentBytes) &^ 4095
 }
 
-// boundTotal is what all bounds together allow. Log.mu is held.
+// boundTotal is what all bounds together allow, those that are to be made included. Log.mu is held.
 func (l *Log) boundTotal() (total int64) {
 	for _, b := range l.bounds {
 		total += b.max
 	}
-	return total
+	return max(total, l.o.Bounds)
 }
 
 // newSegment makes a segment with room for a frame of n bytes, and makes it the active one. The header and the state of all queues

@@ -288,6 +288,9 @@ func open(t testing.TB, dir string, cfg *config.Config, clouds map[string]*fakeC
 
 func openWith(t testing.TB, dir string, cfg *config.Config, clouds map[string]*fakeCloud, o buffer.Options) *rig {
 	t.Helper()
+	if o.Bounds == 0 {
+		o.Bounds = Bounds(cfg)
+	}
 	log, err := buffer.Open(dir, o)
 	if err != nil {
 		t.Fatal(err)

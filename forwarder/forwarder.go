@@ -256,6 +256,14 @@ func maxBytesOf(c config.Uplink) int64 {
 	return most
 }
 
+// Bounds is what the bounds of all uplinks of c allow together, for buffer.Options.
+func Bounds(c *config.Config) (total int64) {
+	for _, u := range c.Uplinks {
+		total += maxBytesOf(u) + deadBytes + gapBytes + identityBytes
+	}
+	return total
+}
+
 // setBounds changes what the buffer of an uplink keeps.
 func (o *output) setBounds(c config.Buffer) error {
 	o.bound.Set(boundOf(c))

@@ -228,11 +228,7 @@ func ResendDead(ctx context.Context, log *buffer.Log, c *config.Config, uplink s
 		r.lanes[kind] = q
 	}
 	// The bound of the gateway that is started next, a part of which it keeps free.
-	var total int64
-	for _, other := range c.Uplinks {
-		total += maxBytesOf(other) + deadBytes + gapBytes
-	}
-	limit := log.LimitOf(maxBytesOf(u), total)
+	limit := log.LimitOf(maxBytesOf(u), Bounds(c))
 	r.room = func() int64 {
 		left := limit
 		for _, q := range r.lanes {

@@ -153,7 +153,8 @@ func (g *gateway) openBuffer(ctx context.Context, reg prometheus.Registerer, s s
 	}
 	err := handOver(ctx, s.patience, g.log, "the data folder", func() (err error) {
 		g.buffer, err = buffer.Open(logDir(g.config), buffer.Options{
-			SegmentBytes: segmentBytes(g.config), Sync: strictestSync(g.config.Uplinks), Keys: g.keys.of, Compress: compresses(g.config.Uplinks), OnSync: watch.OnSync, FS: s.fs, Logger: g.log.With("part", "buffer"),
+			SegmentBytes: segmentBytes(g.config), Bounds: forwarder.Bounds(g.config) + int64(g.config.Broker.SessionStore),
+			Sync: strictestSync(g.config.Uplinks), Keys: g.keys.of, Compress: compresses(g.config.Uplinks), OnSync: watch.OnSync, FS: s.fs, Logger: g.log.With("part", "buffer"),
 		})
 		return err
 	})

@@ -38,7 +38,7 @@ func (c *Client) takeCommands(ctx context.Context, cn conn, handle message.Handl
 	var open []*openCommand
 	timer := time.NewTimer(0)
 	defer timer.Stop()
-	for {
+	for ctx.Err() == nil {
 		next := c.offer(ctx, open, handle)
 		for len(open) > 0 && open[0].answered && ctx.Err() == nil {
 			cn.acknowledge(open[0].command, open[0].code)
