@@ -3,8 +3,8 @@ package e2e
 import (
 	"fmt"
 	"math/rand/v2"
-	"strconv"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
