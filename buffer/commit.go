@@ -17,13 +17,28 @@ func (l *Log) commitLoop() {
 			return
 		}
 		if wait > 0 {
-			l.sleep(wait)
+			l.rest(wait)
 		}
 	}
 }
 
 // idle is how long the committer sleeps when nothing is due; something new wakes it.
 const idle = time.Hour
+
+// calmAfter is how long there is nothing to do before the memory that only work needs is let go.
+const calmAfter = 3 * time.Second
+
+// rest sleeps for d, or until there is something to do.
+func (l *Log) rest(d time.Duration) {
+	if l.compressor.enc != nil && d > calmAfter {
+		if !l.sleep(calmAfter) {
+			return
+		}
+		l.compressor.enc, l.compressor.out = nil, nil
+		d -= calmAfter
+	}
+	l.sleep(d)
+}
 
 // step does one piece of work. It returns how long to wait for the next (0: none), and false when the log is closed.
 func (l *Log) step() (time.Duration, bool) {
