@@ -1,17 +1,17 @@
 // Package edge is the local MQTT broker that devices speak to, and the bus on which bridges and the cloud's commands meet
 // them.
 //
-// The embedded broker library (mochi) reads and checks packets and manages connections; everything that decides what
-// becomes of a message is done here. A PUBLISH is taken in by capture.go: checked, handed to Ingest, acknowledged through
-// the connection's gate (edge/gate) when its record is on disk, and given to local subscribers by edge/session, which does
-// all delivery. What changes while clients are connected is in rejudge.go and relisten.go. hooks.go is the seam to the library, connect.go and will.go the life of a connection, subscribe.go the
-// subscriptions, publish.go what bridges and commands use. Nothing of the library leaves this package. Start at New.
+// A connection is served by the loop in loop.go: its gate (edge/gate) reads packets, a library (mochi's codec) decodes them, and what
+// becomes of them is decided here. A PUBLISH is taken in by capture.go: checked, handed to Ingest, acknowledged through
+// the connection's gate when its record is on disk, and given to local subscribers by edge/session, which does
+// all delivery. What changes while clients are connected is in rejudge.go and relisten.go. connect.go, login.go, attach.go and will.go are
+// the life of a connection, subscribe.go the subscriptions, publish.go what bridges and commands use. Nothing of the library leaves this
+// package. Start at New.
 package edge
 
 import (
 	"context"
 	"errors"
-	"fmt"
 	"hash/maphash"
 	"log/slog"
 	"maps"
@@ -21,7 +21,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	mqtt "github.com/mochi-mqtt/server/v2"
 	"github.com/prometheus/client_golang/prometheus"
 
 	"tidegate/access"
@@ -79,8 +78,7 @@ type Broker struct {
 	metrics   *metrics
 	sessions  *session.Manager
 	take      func(*message.Message, session.Riders) (message.Ticket, error) // ingest
-	server    *mqtt.Server
-	listening sync.Mutex // guards listeners
+	listening sync.Mutex                                                     // guards listeners
 	listeners []*listener
 	accepting sync.WaitGroup // the loops of accept
 	begun     chan struct{}  // closed when Run accepts
@@ -94,7 +92,6 @@ type Broker struct {
 	stopping  atomic.Bool
 	hide      atomic.Bool   // see Options.HideReasons
 	rules     atomic.Uint64 // counts the changes of users and rules, see rejudge.go
-	names     atomic.Uint64 // given to connections, see hooks.OnSessionEstablish
 
 	// life is the context of handlers of Subscribe; it ends when Run does.
 	life    context.Context
@@ -129,9 +126,6 @@ func New(o Options) (*Broker, error) {
 	b.turns.seed = maphash.MakeSeed()
 	b.life, b.endLife = context.WithCancel(context.Background())
 	b.waits, b.endWaits = context.WithCancel(context.Background())
-	if err := b.newServer(); err != nil {
-		return nil, err
-	}
 	for _, name := range slices.Sorted(maps.Keys(o.Listeners)) {
 		if err := b.bind(name, o.Listeners[name]); err != nil {
 			_ = b.Close()
@@ -171,29 +165,6 @@ func (b *Broker) drop(reason string, n int) {
 func (b *Broker) evicted(client string) {
 	b.wills.hasten(client)
 	b.refusals.log(b.log, "session ended", "session_limit", "", "client", client)
-}
-
-// newServer makes the library's server. It is never told to serve: it gets its connections one by one and runs no loop of
-// its own, so there is nothing of it to close.
-func (b *Broker) newServer() error {
-	caps := mqtt.NewDefaultServerCapabilities()
-	caps.MaximumMessageExpiryInterval = 0 // else it stamps 24 hours on what has no expiry
-	caps.MaximumClientWritesPending = 1   // nothing ever goes through its queue
-	caps.MaximumPacketSize = uint32(b.o.Broker.MaxPacket)
-	caps.ReceiveMaximum = receiveMaximum
-	caps.TopicAliasMaximum = aliasMaximum
-	caps.MinimumProtocolVersion = 4
-	caps.Compatibilities.NoInheritedPropertiesOnAck = true
-	b.server = mqtt.New(&mqtt.Options{
-		Capabilities:            caps,
-		ClientNetReadBufferSize: 512,
-		// Its log lines carry whole packets; what matters is logged here.
-		Logger: slog.New(slog.DiscardHandler),
-	})
-	if err := b.server.AddHook(&hooks{b: b}, nil); err != nil {
-		return fmt.Errorf("edge: add hook: %w", err)
-	}
-	return nil
 }
 
 // Addrs returns the bound address of every listener by its name.

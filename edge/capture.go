@@ -64,8 +64,8 @@ func (p *peer) received(id uint16, t message.Ticket) {
 	}
 }
 
-// resolve checks what the library would have checked behind the hook and puts the topic name in the place of a topic
-// alias. It returns the reason code for a protocol error.
+// resolve checks what the decoder does not and puts the topic name in the place of a topic alias. It returns the reason code for
+// a protocol error.
 func (p *peer) resolve(pk *packets.Packet) byte {
 	props := &pk.Properties
 	switch {
@@ -96,7 +96,7 @@ func (p *peer) resolve(pk *packets.Packet) byte {
 	return codeSuccess
 }
 
-// capture makes the message of a PUBLISH. It shares the packet's memory, which the library allocates for each packet.
+// capture makes the message of a PUBLISH. It shares the packet's memory, of which each packet has its own.
 func (p *peer) capture(pk *packets.Packet) message.Message {
 	now := time.Now()
 	m := message.Message{
@@ -148,8 +148,8 @@ func (p *peer) take(m *message.Message, id uint16) (message.Ticket, error) {
 type behind interface{ After() message.Ticket }
 
 // route hands a message over. While too much waits for the disk it waits too, and with it the reading from this client, so that a
-// slow disk slows devices down instead of refusing them. The library sets the keep alive anew before it reads on. The
-// wait ends with the connection: by a take-over, or by the stop.
+// slow disk slows devices down instead of refusing them. The keep alive begins anew after it. The wait
+// ends with the connection: by a take-over, or by the stop.
 func (p *peer) route(pub session.Publication) (message.Ticket, error) {
 	for {
 		r, err := p.b.sessions.Route(pub)

@@ -334,9 +334,6 @@ func TestDecoderCrash(t *testing.T) {
 	if n := b.metric(t, "tidegate_client_panics_total"); n != 1 {
 		t.Errorf("counted %v", n)
 	}
-	if n := b.server.Clients.Len(); n != 0 {
-		t.Errorf("the library keeps %d clients", n)
-	}
 	connect(t, b.addr, rawOptions{ID: "c", V: 5, Clean: true})
 }
 

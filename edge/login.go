@@ -101,3 +101,34 @@ func mqttVersion(level byte) string {
 	}
 	return fmt.Sprint(level)
 }
+
+// refuseLogin counts and logs a client that is not let in. User names are logged, passwords never.
+func (b *Broker) refuseLogin(p *peer, no *refusedLogin) {
+	b.metrics.logins.WithLabelValues(no.label).Inc()
+	b.audit.refused(&b.refusals, "client refused", no.label, p.client, "listener", p.listener.name, "client", p.client,
+		"user", p.connect.user, "remote", p.RemoteAddr().String(), "error", no.err)
+}
+
+// count counts the client in, which happens once it is known, and returns success where it is not one too many. A client that
+// comes back by another connection is none.
+func (p *peer) count() byte {
+	b := p.b
+	p.counted = true
+	all, here := b.clients.Add(1), b.sources.enter(addrOf(p.RemoteAddr()))
+	most, perSource := int64(b.o.Broker.MaxClients), b.o.Broker.MaxClientsPerSource
+	why := ""
+	switch {
+	case b.sessions.Connected(p.client):
+	case all > most:
+		why = "max_clients"
+	case perSource > 0 && here > perSource:
+		why = "max_clients_per_source"
+	}
+	if why == "" {
+		return codeSuccess
+	}
+	b.metrics.refusedConns.Inc()
+	b.audit.refused(&b.refusals, "client refused", why, "", "listener", p.listener.name, "client", p.client, "user", p.identity.User,
+		"remote", p.RemoteAddr().String())
+	return codeBusy
+}

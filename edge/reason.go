@@ -3,8 +3,6 @@ package edge
 import (
 	"errors"
 
-	"github.com/mochi-mqtt/server/v2/packets"
-
 	"tidegate/message"
 )
 
@@ -17,6 +15,7 @@ const (
 	codeUnspecified      = 0x80
 	codeMalformed        = 0x81
 	codeProtocolError    = 0x82
+	codeVersion          = 0x84
 	codeIdentifier       = 0x85
 	codeBadLogin         = 0x86
 	codeNotAuthorized    = 0x87
@@ -73,6 +72,8 @@ func refusalOf(err error) refusal {
 // connackOf translates an MQTT 5 reason code of a CONNACK into the return code of version 3.1.1.
 func connackOf(code byte) byte {
 	switch code {
+	case codeVersion:
+		return oldVersion
 	case codeIdentifier:
 		return oldIdentifier
 	case codeBadLogin, codeNotAuthorized, codeBadAuthMethod:
@@ -81,6 +82,3 @@ func connackOf(code byte) byte {
 		return oldUnavailable
 	}
 }
-
-// codeError is returned to the library where it has to end a connection.
-func codeError(code byte) error { return packets.Code{Code: code, Reason: "refused by the gateway"} }

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"io"
 	"time"
 
 	"github.com/mochi-mqtt/server/v2/packets"
@@ -63,53 +62,26 @@ func (p *peer) sendAuth(code byte, data []byte) {
 	}
 }
 
-// awaitAuth reads the client's next AUTH packet, before the CONNACK, and returns its data. The library is waiting for the
-// CONNACK meanwhile and reads nothing.
+// awaitAuth reads the client's next AUTH packet, before the CONNACK, and returns its data.
 func (p *peer) awaitAuth() ([]byte, error) {
 	if err := p.SetReadDeadline(time.Now().Add(authTimeout)); err != nil {
 		return nil, err
 	}
 	defer func() { _ = p.SetReadDeadline(time.Time{}) }()
-	var head [1]byte
-	if _, err := io.ReadFull(p, head[:]); err != nil {
+	first, body, err := p.ReadPacket(maxAuthBytes)
+	if err != nil {
 		return nil, err
 	}
-	n, err := p.readLength()
-	switch {
+	var pk packets.Packet
+	switch err := p.decode(&pk, first, body); {
+	case first != packets.Auth<<4:
+		return nil, errors.New("another packet before CONNACK [MQTT-3.1.4-6]")
 	case err != nil:
 		return nil, err
-	case head[0] != packets.Auth<<4:
-		return nil, errors.New("another packet before CONNACK [MQTT-3.1.4-6]")
-	case n == 0 || n > maxAuthBytes:
-		return nil, fmt.Errorf("an AUTH packet of %d bytes", n)
-	}
-	body := make([]byte, n)
-	if _, err := io.ReadFull(p, body); err != nil {
-		return nil, err
-	}
-	pk := packets.Packet{FixedHeader: packets.FixedHeader{Type: packets.Auth, Remaining: n}, ProtocolVersion: 5}
-	if err := pk.AuthDecode(body); err != nil {
-		return nil, err
-	}
-	if pk.ReasonCode != codeContinue || pk.Properties.AuthenticationMethod != p.connect.method { // [MQTT-4.12.0-5]
+	case pk.ReasonCode != codeContinue || pk.Properties.AuthenticationMethod != p.connect.method: // [MQTT-4.12.0-5]
 		return nil, errors.New("an AUTH packet that does not go on with the exchange")
 	}
 	return pk.Properties.AuthenticationData, nil
-}
-
-// readLength reads a remaining length, which the gate has looked at.
-func (p *peer) readLength() (n int, err error) {
-	var b [1]byte
-	for shift := 0; shift < 28; shift += 7 {
-		if _, err := io.ReadFull(p, b[:]); err != nil {
-			return 0, err
-		}
-		n |= int(b[0]&0x7f) << shift
-		if b[0]&0x80 == 0 {
-			break
-		}
-	}
-	return n, nil
 }
 
 // readAuth takes an AUTH packet of a client that is connected: it authenticates again, as the same user, and goes on meanwhile

@@ -24,7 +24,7 @@ type Ticket interface {
 }
 
 // Conn is a net.Conn for one MQTT client. Write, Hold, the deadlines, Close and the questions may be used by any number of
-// goroutines, Read by one. Make it with Wrap or take it from a Listener; end it with Close, Disconnect or Kill.
+// goroutines, Read and ReadPacket by one. Make it with Wrap or take it from a Listener; end it with Close, Disconnect or Kill.
 type Conn struct {
 	inner    net.Conn // what Wrap was given: may be a *tls.Conn or a WebSocket
 	opts     *Options
@@ -52,12 +52,13 @@ type Conn struct {
 	ended    bool // a DISCONNECT was written: nothing more is taken
 
 	// Way in, see read.go.
-	deadline  time.Time // the caller's read deadline; it stands still while Read waits for the disk
-	connectBy time.Time // when the CONNECT must have arrived
-	startAt   time.Time // Read does not begin before: the connect rate of this address
-	reading   bool      // a goroutine is inside inner.Read or the handshake
-	stale     bool      // deadline has changed since it was last given to inner
-	peerGone  bool      // inner.Read ended with something else than a timeout
+	deadline  time.Time     // the caller's read deadline; it stands still while Read waits for the disk
+	keepAlive time.Duration // sets deadline where a packet begins; 0: it does not
+	connectBy time.Time     // when the CONNECT must have arrived
+	startAt   time.Time     // Read does not begin before: the connect rate of this address
+	reading   bool          // a goroutine is inside inner.Read or the handshake
+	stale     bool          // deadline has changed since it was last given to inner
+	peerGone  bool          // inner.Read ended with something else than a timeout
 	// finishing: Read takes only what has arrived, see Finish; what comes then is in finishCode and finishWhy.
 	finishing  bool
 	finishCode byte
@@ -73,11 +74,10 @@ type Conn struct {
 	why      Reason // first cause
 	whyErr   error
 
-	// scan, scanErr and early belong to the goroutine that reads.
+	// scan, scanErr and in belong to the goroutine that reads.
 	scan    scanner
-	scanErr error  // what the scanner found; given to the caller after the bytes before it
-	early   []byte // what AwaitConnect has read and Read has not returned yet
-	ahead   ahead
+	scanErr error // what the scanner found; given to the caller after the bytes before it
+	in      input // see packet.go
 
 	connected  atomic.Bool // the CONNECT was read whole
 	handshaken atomic.Bool // TLS handshake is done
@@ -109,6 +109,7 @@ func Wrap(c net.Conn, o Options) *Conn {
 func newConn(inner net.Conn, o *Options, l *Listener) *Conn {
 	c := &Conn{inner: inner, opts: o, listener: l, refs: 1, connectBy: time.Now().Add(o.ConnectTimeout)}
 	c.cond.L = &c.mu
+	c.waitWithoutBuffer()
 	c.scan = scanner{maxConnect: min(o.MaxConnectBytes, o.MaxPacket), maxPacket: o.MaxPacket}
 	return c
 }

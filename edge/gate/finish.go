@@ -2,7 +2,6 @@ package gate
 
 import (
 	"errors"
-	"io"
 	"net"
 	"syscall"
 	"time"
@@ -31,44 +30,35 @@ func (c *Conn) Finish(code byte, why Reason) {
 // arrivedWait is how long something that has arrived may take to come up through the layers above a socket.
 const arrivedWait = 20 * time.Millisecond
 
-// readArrived reads without waiting. Its error is errNothingArrived when there is nothing to read.
-func readArrived(c net.Conn, p []byte) (int, error) {
-	t, ok := c.(*net.TCPConn)
-	if !ok {
-		if err := c.SetReadDeadline(time.Now().Add(arrivedWait)); err != nil {
-			return 0, err
+// readArrived reads without waiting, into p or, where that is nil, into a buffer of the input. Its error is errNothingArrived when
+// there is nothing to read.
+func (c *Conn) readArrived(p []byte) ([]byte, error) {
+	if p == nil {
+		p = c.lend()
+	}
+	if c.in.raw == nil {
+		if err := c.inner.SetReadDeadline(time.Now().Add(arrivedWait)); err != nil {
+			return nil, err
 		}
-		n, err := c.Read(p)
+		n, err := c.inner.Read(p)
 		if timeout := net.Error(nil); errors.As(err, &timeout) && timeout.Timeout() {
 			err = errNothingArrived
 		}
-		return n, err
+		return p[:n], err
 	}
-	if err := t.SetReadDeadline(time.Time{}); err != nil {
-		return 0, err
-	}
-	raw, err := t.SyscallConn()
-	if err != nil {
-		return 0, err
+	if err := c.inner.SetReadDeadline(time.Time{}); err != nil {
+		return nil, err
 	}
 	n, result := 0, error(nil)
-	err = raw.Read(func(fd uintptr) bool {
-		for {
-			n, result = syscall.Read(int(fd), p)
-			if !errors.Is(result, syscall.EINTR) {
-				return true
-			}
-		}
+	err := c.in.raw.Read(func(fd uintptr) bool {
+		n, result = readFD(fd, p)
+		return true
 	})
 	switch {
 	case err != nil:
-		return 0, err
+		return nil, err
 	case errors.Is(result, syscall.EAGAIN):
-		return 0, errNothingArrived
-	case result != nil:
-		return 0, result
-	case n == 0:
-		return 0, io.EOF
+		return nil, errNothingArrived
 	}
-	return n, nil
+	return p[:n], result
 }

@@ -83,9 +83,6 @@ type scanner struct {
 	level    byte // protocol level of the CONNECT: 3, 4, 5; 0 while not known
 	pos      byte // position in the CONNECT body while the level is not known
 	nameSize byte // length of the protocol name, from the CONNECT
-
-	bye     bool // a DISCONNECT was read
-	byeCode byte // the body of the first DISCONNECT, where that is a single byte
 }
 
 // levelSearch bounds the search for the protocol level: two bytes of length, a name of at most six, the level.
@@ -121,9 +118,6 @@ func (s *scanner) between() bool { return s.header == 0 && s.left == 0 }
 // body takes what belongs to the current packet's body from the front of p and returns how much that was.
 func (s *scanner) body(p []byte) int {
 	n := min(s.left, len(p))
-	if s.typ == typeDisconnect && !s.bye && s.length == 1 {
-		s.byeCode = p[0]
-	}
 	if s.typ == typeConnect && !s.whole && s.level == 0 {
 		s.findLevel(p[:n])
 	}
@@ -135,11 +129,8 @@ func (s *scanner) body(p []byte) int {
 }
 
 func (s *scanner) packetEnd() {
-	switch s.typ {
-	case typeConnect:
+	if s.typ == typeConnect {
 		s.whole = true
-	case typeDisconnect:
-		s.bye = true
 	}
 }
 

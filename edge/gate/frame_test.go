@@ -222,31 +222,3 @@ func referenceSort(in []byte) (held, free []byte) {
 	}
 	return held, free
 }
-
-// The reason code of a DISCONNECT without anything behind it is kept, however the bytes are cut.
-func TestScannerShortDisconnect(t *testing.T) {
-	for _, tc := range []struct {
-		in   []byte
-		code byte
-	}{
-		{[]byte{0xe0, 0}, 0},
-		{[]byte{0xe0, 1, 4}, 4},
-		{[]byte{0xe0, 2, 4, 0}, 0}, // the library reads this one
-		{[]byte{0x30, 1, 9, 0xe0, 1, 0x80}, 0x80},
-		{[]byte{0xe0, 0, 0xe0, 1, 4}, 0},
-		{[]byte{0xe0, 1, 4, 0xe0, 1, 5}, 4},
-	} {
-		in := append(connectPacket(5, 0), tc.in...)
-		for _, piece := range []int{1, len(in)} {
-			s := scanner{maxConnect: 1 << 20, maxPacket: 1 << 20}
-			for rest := in; len(rest) > 0; rest = rest[piece:] {
-				if _, err := s.scan(rest[:piece]); err != nil {
-					t.Fatal(err)
-				}
-			}
-			if s.byeCode != tc.code {
-				t.Errorf("% x in pieces of %d: %#x, want %#x", tc.in, piece, s.byeCode, tc.code)
-			}
-		}
-	}
-}

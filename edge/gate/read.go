@@ -17,60 +17,34 @@ func (c *Conn) Read(p []byte) (int, error) {
 	if len(p) == 0 {
 		return 0, nil
 	}
-	if len(c.early) > 0 {
-		n := copy(p, c.early)
-		if c.early = c.early[n:]; len(c.early) == 0 {
-			c.early = nil
-		}
-		return n, nil
-	}
+	got, err := c.read(p)
+	return len(got), err
+}
+
+// read is Read, where p is not nil; else the bytes that it returns are in a buffer of the input.
+func (c *Conn) read(p []byte) ([]byte, error) {
 	if c.scanErr != nil {
-		return 0, c.refuse(c.scanErr)
+		return nil, c.refuse(c.scanErr)
 	}
 	for {
 		finishing, err := c.beginRead()
 		if err != nil {
-			return 0, err
+			return nil, err
 		}
-		n := c.takeAhead(p)
-		switch {
-		case n > 0:
-		case finishing:
-			n, err = readArrived(c.inner, p)
-		default:
-			if err = c.handshake(); err == nil {
-				n, err = c.readInner(p)
-			}
+		var got []byte
+		if finishing {
+			got, err = c.readArrived(p)
+		} else if err = c.handshake(); err == nil {
+			got, err = c.receive(p)
 		}
-		if n == 0 && !finishing && c.awakened(err) {
+		if len(got) == 0 && !finishing && c.awakened(err) {
 			continue
 		}
-		if n == 0 && errors.Is(err, errNothingArrived) {
+		if len(got) == 0 && errors.Is(err, errNothingArrived) {
 			c.disconnect(c.finishCode, c.finishWhy, nil)
 		}
-		return c.endRead(p[:n], err)
+		return c.endRead(got, err)
 	}
-}
-
-// earlyBytes is what is set aside for the first bytes of a connection; most CONNECT packets are smaller.
-const earlyBytes = 128
-
-// AwaitConnect waits until the CONNECT packet has arrived whole. Read returns what was read meanwhile. Whoever calls it first
-// spends nothing on peers that never say who they are but the bytes they sent, which MaxConnectBytes bounds.
-func (c *Conn) AwaitConnect() error {
-	buf := make([]byte, 0, earlyBytes)
-	for !c.scan.whole {
-		if len(buf) == cap(buf) {
-			buf = append(make([]byte, 0, 2*cap(buf)), buf...)
-		}
-		n, err := c.Read(buf[len(buf):cap(buf)])
-		if err != nil {
-			return err
-		}
-		buf = buf[:len(buf)+n]
-	}
-	c.early = buf
-	return nil
 }
 
 // beginRead waits until this connection may be read from and sets the deadline for it. finishing says that only what has
@@ -86,6 +60,12 @@ func (c *Conn) beginRead() (finishing bool, err error) {
 	if c.finishing {
 		c.reading = true
 		return true, nil
+	}
+	if c.in.begins {
+		c.in.begins = false
+		if c.keepAlive > 0 {
+			c.deadline, c.stale = time.Now().Add(c.keepAlive), true
+		}
 	}
 	if c.stale || !c.connected.Load() {
 		c.stale = false
@@ -107,11 +87,6 @@ func (c *Conn) awakened(err error) bool {
 	c.reading = false
 	return true
 }
-
-// ShortDisconnect returns the reason code of the first DISCONNECT among the bytes that Read returned, where that is all it
-// holds: a form that MQTT 5 allows (3.14.2.2.1) and the broker library does not read. 0 for any other form. It is for the
-// goroutine that reads.
-func (c *Conn) ShortDisconnect() byte { return c.scan.byeCode }
 
 // readDeadlineLocked is the caller's deadline, and before the CONNECT at the latest the time when that must have come.
 func (c *Conn) readDeadlineLocked() time.Time {
@@ -208,11 +183,11 @@ type handshakeError struct {
 func (e *handshakeError) Error() string { return e.what + ": " + e.err.Error() }
 func (e *handshakeError) Unwrap() error { return e.err }
 
-// endRead looks at what inner.Read gave and decides what the caller may see of it.
-func (c *Conn) endRead(p []byte, err error) (int, error) {
-	n := len(p)
-	if n > 0 {
-		n, c.scanErr = c.scan.scan(p)
+// endRead looks at what came from the peer and decides what the caller may see of it.
+func (c *Conn) endRead(p []byte, err error) ([]byte, error) {
+	if len(p) > 0 {
+		n, bad := c.scan.scan(p)
+		p, c.scanErr = p[:n], bad
 		c.noteConnect()
 		c.bytesIn.Add(uint64(n))
 	}
@@ -221,16 +196,16 @@ func (c *Conn) endRead(p []byte, err error) (int, error) {
 	if c.closing {
 		c.cond.Broadcast()
 		c.mu.Unlock()
-		return 0, net.ErrClosed
+		return nil, net.ErrClosed
 	}
 	if err != nil {
 		err = c.readFailedLocked(err)
 	}
 	c.mu.Unlock()
-	if n == 0 && err == nil && c.scanErr != nil {
-		return 0, c.refuse(c.scanErr)
+	if len(p) == 0 && err == nil && c.scanErr != nil {
+		return nil, c.refuse(c.scanErr)
 	}
-	return n, err
+	return p, err
 }
 
 // noteConnect publishes what the scanner learned from the CONNECT.
