@@ -60,8 +60,8 @@ func (b *Broker) admissible(m *message.Message) error {
 
 // Deliver gives a message of the cloud to local subscribers; it is never handed to Ingest. nil means that every matching
 // session and handler has it queued, on the disk where the session is kept there; message.ErrNoMatch that nobody subscribes to
-// its topic; message.ErrBusy that a handler's queue was full or the disk could not take it: others may have got it. It waits
-// for the disk.
+// its topic; message.ErrBusy that a handler's queue was full or the disk could not take it: then nobody has got it. It waits
+// for the disk, which may fail after that: others than the sessions that are kept have got it then.
 func (b *Broker) Deliver(ctx context.Context, m message.Message) error {
 	t, err := b.HandOver(ctx, m)
 	if err != nil {
@@ -79,7 +79,7 @@ func (b *Broker) HandOver(_ context.Context, m message.Message) (message.Ticket,
 		return message.Ticket{}, err
 	}
 	stamp(&m)
-	r, err := b.sessions.Route(session.Publication{Msg: &m})
+	r, err := b.sessions.Route(session.Publication{Msg: &m, Whole: true})
 	switch {
 	case err != nil:
 		return message.Ticket{}, fmt.Errorf("deliver %q: %w: %w", m.Topic, message.ErrBusy, err)

@@ -18,7 +18,8 @@ func TestStored(t *testing.T) {
 		"ReceiveMaximumOfClient": TestReceiveMaximumOfClient, "QoS2Repetition": TestQoS2Repetition,
 		"QoS2AfterDiskFailure": TestQoS2AfterDiskFailure, "MessageExpiry": TestMessageExpiry, "Rules": TestRules,
 		"WillDelay": TestWillDelay, "WillAtTakeOver": TestWillAtTakeOver, "WillOfEvictedSession": TestWillOfEvictedSession,
-		"WillWhileDiskIsBehind": TestWillWhileDiskIsBehind, "Deliver": TestDeliver, "MosquittoClients": TestMosquittoClients,
+		"WillWhileDiskIsBehind": TestWillWhileDiskIsBehind, "Deliver": TestDeliver, "StuckHandler": TestStuckHandler,
+		"MosquittoClients": TestMosquittoClients,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Setenv(storeEnv, "1")

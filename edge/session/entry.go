@@ -27,6 +27,8 @@ type Entry struct {
 	// shared says that it came through a shared subscription, share which one where that is known without reading.
 	shared bool
 	share  *share
+	// reserved says that a handler of this process keeps room for it.
+	reserved bool
 	// polite asks a session to refuse the entry rather than drop another for it.
 	polite bool
 }

@@ -66,6 +66,9 @@ func (m *Manager) routeStored(p *Publication) (Result, error) {
 	defer m.putRiding(rd)
 	rd.found = m.tree.match(p.Msg.Topic, rd.found)
 	m.choose(rd, p.Msg, p.Client)
+	if p.Whole && !reserve(rd.picks) {
+		return Result{}, errNoRoom
+	}
 	m.board(rd, p)
 	var r Result
 	var again []Entry
@@ -78,6 +81,9 @@ func (m *Manager) routeStored(p *Publication) (Result, error) {
 		m.order.Unlock()
 	}
 	if err != nil {
+		if p.Whole {
+			unreserve(rd.picks)
+		}
 		return Result{}, err
 	}
 	for i := range again { // a member of a shared subscription left in this very moment
@@ -195,8 +201,8 @@ func (m *Manager) takeOver(p *Publication, rd *riding) (t message.Ticket, err er
 		case err == nil:
 			copy(rd.must, all)
 			copy(rd.may, all[len(rd.must):])
-		case errors.Is(err, buffer.ErrBusy):
-			return t, err // that passes
+		case p.Whole, errors.Is(err, buffer.ErrBusy): // the latter passes
+			return t, err
 		} // else it is given to whom it can be given, and counted as not stored
 	}
 	if s := p.Session; s != nil {

@@ -2,6 +2,7 @@ package session
 
 import (
 	"context"
+	"errors"
 	"sync"
 
 	"tidegate/message"
@@ -12,10 +13,47 @@ const localQueue = 1024
 
 // local is a subscription of this process.
 type local struct {
-	mu    sync.Mutex // guards closed against deliver
-	ch    chan *message.Message
-	ended bool
-	drop  func(string, int)
+	mu       sync.Mutex // guards what follows, and ch against being closed while deliver uses it
+	reserved int        // places in ch that are given away
+	ended    bool
+	ch       chan *message.Message
+	drop     func(string, int)
+}
+
+// errNoRoom says that a handler of this process has no room for a message that all are to get or nobody.
+var errNoRoom = errors.New("a handler has no room")
+
+// reserve keeps room for one message in all handlers of this process that are among picks, or in none.
+func reserve(picks []pick) bool {
+	for i := range picks {
+		l, ok := picks[i].to.(*local)
+		if ok && !l.reserve(1) {
+			unreserve(picks[:i])
+			return false
+		}
+		picks[i].e.reserved = ok
+	}
+	return true
+}
+
+// unreserve gives the room back.
+func unreserve(picks []pick) {
+	for i := range picks {
+		if l, ok := picks[i].to.(*local); ok {
+			l.reserve(-1)
+		}
+	}
+}
+
+// reserve gives n places away, or takes them back. It reports whether they are there; one that has ended needs none.
+func (l *local) reserve(n int) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !l.ended && n > 0 && len(l.ch)+l.reserved+n > cap(l.ch) {
+		return false
+	}
+	l.reserved += n
+	return true
 }
 
 func (l *local) client() string { return "" }
@@ -28,16 +66,18 @@ func (l *local) takes(Entry) outcome { return queued }
 func (l *local) deliver(e Entry) outcome {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.ended {
+	if e.reserved {
+		l.reserved--
+	}
+	switch {
+	case l.ended:
 		return refused
-	}
-	select {
-	case l.ch <- e.Msg:
+	case len(l.ch)+l.reserved < cap(l.ch): // only here something is added
+		l.ch <- e.Msg
 		return queued
-	default:
-		l.drop(dropHandler, 1)
-		return dropped
 	}
+	l.drop(dropHandler, 1)
+	return dropped
 }
 
 // Subscribe gives every message that filter selects, other than retained ones, to h, one after the other, from the

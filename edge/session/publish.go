@@ -19,6 +19,9 @@ type Publication struct {
 	// Session received the message with QoS 2 and the packet identifier ID, which is noted with it; nil: no such thing.
 	Session *Session
 	ID      uint16
+	// Whole says that everybody gets the message or nobody does. Where a handler of this process has no room, or the store cannot
+	// take the message, Route gives it to nobody and returns an error. It is for messages without Take.
+	Whole bool
 	// Will is the session whose kept will this is; it is kept no more then. nil: no such thing.
 	Will *Session
 }
@@ -59,6 +62,9 @@ func (m *Manager) Route(p Publication) (Result, error) {
 	if m.store != nil {
 		return m.routeStored(&p)
 	}
+	if p.Whole && p.Take == nil {
+		return m.routeWhole(&p)
+	}
 	var room [16]match
 	return m.route(&p, m.tree.match(p.Msg.Topic, room[:0]))
 }
@@ -94,6 +100,26 @@ func (m *Manager) route(p *Publication, found []match) (Result, error) {
 			}
 		}
 		r.count(f.target, got)
+	}
+	return r, nil
+}
+
+// routeWhole is route for a message that everybody gets or nobody does.
+func (m *Manager) routeWhole(p *Publication) (r Result, err error) {
+	rd := m.riding()
+	defer m.putRiding(rd)
+	rd.found = m.tree.match(p.Msg.Topic, rd.found)
+	m.choose(rd, p.Msg, p.Client)
+	if !reserve(rd.picks) {
+		return Result{}, errNoRoom
+	}
+	if p.Msg.Retain {
+		m.retain(p.Msg, 0, 0)
+	}
+	for _, e := range m.give(p.Msg, &r, rd, 0) {
+		if m.reroute(e.share, e) {
+			r.Matched++
+		}
 	}
 	return r, nil
 }
