@@ -102,7 +102,7 @@ func opcuaSections(c *config.Config) map[string]any {
 func makeOPCUA(g *gateway, c *config.Config, name string, reg prometheus.Registerer) (bridges.Bridge, error) {
 	b, err := opcua.New(name, c.OPCUA[name], opcua.Options{
 		Bus: g.bus(), Dir: opcuaDir(c), GatewayID: c.Gateway.ID,
-		Log: g.log.With("part", "opcua", "bridge", name), Metrics: reg, OnStatus: g.bridgeChanged(name), MayReply: g.mayReply,
+		Log: g.log.With("part", "opcua"), Metrics: reg, OnStatus: g.bridgeChanged(name), MayReply: g.mayReply,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("opcua.%s: %w", name, err)

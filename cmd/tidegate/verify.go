@@ -232,6 +232,8 @@ func (w *watcher) finish(std stdio, f verifyFlags) int {
 		return std.fail(exitFailed, "verify: %d messages did not come, and there were more gaps than verify remembers: whether they were announced is not known; watch for a shorter time", r.Unsure)
 	case r.Beyond > 0:
 		return std.fail(exitFailed, "verify: there are more than %d lanes and epochs; %d messages of others were not looked at; use narrower filters", maxLanes, r.Beyond)
+	case r.Received == 0 && r.Unidentified > 0:
+		return std.fail(exitFailed, "verify: none of %d messages had an identity (tg-id), so nothing was verified; use MQTT 5, or batches, and leave identity of the uplink on", r.Unidentified)
 	case r.Received == 0:
 		fmt.Fprintln(std.err, "tidegate: no message with an identity came, so nothing was verified")
 	}

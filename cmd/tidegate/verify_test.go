@@ -107,6 +107,7 @@ func TestVerifyExitCodes(t *testing.T) {
 		says      string
 	}{
 		"nothing":          {nil, false, exitOK, "nothing was verified"},
+		"no identity":      {[]message.Message{{Topic: "x", Payload: []byte("1")}}, false, exitFailed, "nothing was verified"},
 		"all in order":     {[]message.Message{single("gw/one", "e-normal-1", "a"), single("gw/one", "e-normal-2", "a")}, false, exitOK, ""},
 		"again":            {[]message.Message{single("gw/one", "e-normal-1", "a"), single("gw/one", "e-normal-1", "a")}, false, exitOK, ""},
 		"a loss":           {[]message.Message{single("gw/one", "e-normal-1", "a"), single("gw/one", "e-normal-3", "a")}, false, exitFailed, "1 messages are missing"},
