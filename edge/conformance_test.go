@@ -362,8 +362,17 @@ func TestConformanceSubscribeFailure(t *testing.T) {
 		// [MQTT-3.9.3-2] of 3.1.1. Filters that are none: [MQTT-4.7.1-1] [MQTT-4.7.1-2] [MQTT-4.7.3-1] [MQTT-4.8.2-1]
 		// [MQTT-4.8.2-2]; [MQTT-4.7.1-2] [MQTT-4.7.1-3] [MQTT-4.7.3-1] of 3.1.1.
 		filters := []packets.Subscription{
-			{Filter: "s/0", Qos: 0}, {Filter: "nobody/may", Qos: 2}, {Filter: "s/2", Qos: 2}, {Filter: "s/1", Qos: 1},
-			{Filter: "a#"}, {Filter: "a/#/b"}, {Filter: "a+/b"}, {Filter: ""}, {Filter: "$share//a"}, {Filter: "$share/g"}, {Filter: "$share/g+/a"},
+			{Filter: "s/0", Qos: 0},
+			{Filter: "nobody/may", Qos: 2},
+			{Filter: "s/2", Qos: 2},
+			{Filter: "s/1", Qos: 1},
+			{Filter: "a#"},
+			{Filter: "a/#/b"},
+			{Filter: "a+/b"},
+			{Filter: ""},
+			{Filter: "$share//a"},
+			{Filter: "$share/g"},
+			{Filter: "$share/g+/a"},
 		}
 		ack := request(t, c, packets.Subscribe, 5, filters...)
 		want := map[byte]string{4: "[0 128 2 1 128 128 128 128 128 128 128]", 5: "[0 135 2 1 143 143 143 143 143 143 143]"}[v]
