@@ -19,6 +19,8 @@ func TestStored(t *testing.T) {
 		"QoS2AfterDiskFailure": TestQoS2AfterDiskFailure, "MessageExpiry": TestMessageExpiry, "Rules": TestRules,
 		"WillDelay": TestWillDelay, "WillAtTakeOver": TestWillAtTakeOver, "WillOfEvictedSession": TestWillOfEvictedSession,
 		"WillWhileDiskIsBehind": TestWillWhileDiskIsBehind, "Deliver": TestDeliver, "MosquittoClients": TestMosquittoClients,
+		"OfflineQueue": TestConformanceOfflineQueue, "Redelivery": TestConformanceRedelivery, "KeptAndCleared": TestConformanceRetained,
+		"SharedExactlyOnce": TestConformance5SharedExactlyOnce, "SharedRefusal": TestConformance5SharedRefusal,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Setenv(storeEnv, "1")
