@@ -20,6 +20,8 @@ func TestStored(t *testing.T) {
 		"WillDelay": TestWillDelay, "WillAtTakeOver": TestWillAtTakeOver, "WillOfEvictedSession": TestWillOfEvictedSession,
 		"WillWhileDiskIsBehind": TestWillWhileDiskIsBehind, "Deliver": TestDeliver, "StuckHandler": TestStuckHandler,
 		"MosquittoClients": TestMosquittoClients,
+		"OfflineQueue":     TestConformanceOfflineQueue, "Redelivery": TestConformanceRedelivery, "KeptAndCleared": TestConformanceRetained,
+		"SharedExactlyOnce": TestConformance5SharedExactlyOnce, "SharedRefusal": TestConformance5SharedRefusal,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Setenv(storeEnv, "1")

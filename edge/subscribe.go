@@ -23,6 +23,10 @@ func (p *peer) readSubscribe(pk *packets.Packet) {
 		p.disconnect(codeProtocolError)
 		return
 	}
+	if ids := pk.Properties.SubscriptionIdentifier; len(ids) > 1 || len(ids) == 1 && ids[0] == 0 { // MQTT 5, 3.8.2.1.2
+		p.disconnect(codeProtocolError)
+		return
+	}
 	rules := p.b.rules.Load()
 	subs := make([]*session.Subscription, len(pk.Filters))
 	codes := make([]byte, len(pk.Filters))

@@ -36,7 +36,11 @@ func (m *Manager) end(s *Session, reason string) {
 	e := ending{reason: reason}
 	for i := range s.flight.ring.len() {
 		if o := s.flight.ring.at(i); o.state == sent {
-			e.left = append(e.left, o.entry)
+			x := o.entry
+			if x.QoS == 2 { // the client may have it, so that nobody else may get it any more [MQTT-4.8.2-5]
+				x.share, x.shared = nil, false
+			}
+			e.left = append(e.left, x)
 		}
 	}
 	if q, ok := s.queue.(*storedQueue); ok {
