@@ -17,32 +17,10 @@ import (
 func FuzzConnection(f *testing.F) {
 	b := startBroker(f, nil)
 	for _, version := range []byte{4, 5} {
-		connect := encoded(f, packets.Packet{
-			FixedHeader: packets.FixedHeader{Type: packets.Connect}, ProtocolVersion: version,
-			Connect: packets.ConnectParams{
-				ProtocolName: []byte("MQTT"), Clean: true, ClientIdentifier: "c", WillFlag: true, WillTopic: "w", WillPayload: []byte("x"),
-			},
-			Properties: packets.Properties{SessionExpiryInterval: 9, SessionExpiryIntervalFlag: true, TopicAliasMaximum: 5, ReceiveMaximum: 3},
-		})
+		all := everyPacket(version)
+		connect := encoded(f, all[0])
 		f.Add(connect)
-		filters := packets.Subscriptions{{Filter: "a/#", Qos: 1}, {Filter: "$share/g/a/+", Qos: 2}}
-		for _, pk := range []packets.Packet{
-			{FixedHeader: packets.FixedHeader{Type: packets.Publish, Qos: 1, Retain: true}, TopicName: "a/b", PacketID: 1, Payload: []byte("x")},
-			{
-				FixedHeader: packets.FixedHeader{Type: packets.Publish, Qos: 2}, TopicName: "a/b", PacketID: 7,
-				Properties: packets.Properties{TopicAlias: 1, TopicAliasFlag: true, User: []packets.UserProperty{{Key: "k", Val: "v"}}, ContentType: "t"},
-			},
-			{FixedHeader: packets.FixedHeader{Type: packets.Puback}, PacketID: 1},
-			{FixedHeader: packets.FixedHeader{Type: packets.Pubrec}, PacketID: 1},
-			{FixedHeader: packets.FixedHeader{Type: packets.Pubrel, Qos: 1}, PacketID: 7},
-			{FixedHeader: packets.FixedHeader{Type: packets.Pubcomp}, PacketID: 1},
-			{FixedHeader: packets.FixedHeader{Type: packets.Subscribe, Qos: 1}, PacketID: 2, Filters: filters},
-			{FixedHeader: packets.FixedHeader{Type: packets.Unsubscribe, Qos: 1}, PacketID: 3, Filters: filters},
-			{FixedHeader: packets.FixedHeader{Type: packets.Pingreq}},
-			{FixedHeader: packets.FixedHeader{Type: packets.Disconnect}, ReasonCode: 4},
-			{FixedHeader: packets.FixedHeader{Type: packets.Auth}, Properties: packets.Properties{AuthenticationMethod: "SCRAM-SHA-256"}},
-		} {
-			pk.ProtocolVersion = version
+		for _, pk := range all[1:] {
 			f.Add(append(bytes.Clone(connect), encoded(f, pk)...))
 		}
 	}
@@ -70,6 +48,46 @@ func FuzzConnection(f *testing.F) {
 			t.Errorf("%d clients are left", n)
 		}
 	})
+}
+
+// everyPacket returns packets of every kind that a client sends, a CONNECT first.
+func everyPacket(version byte) []packets.Packet {
+	filters := packets.Subscriptions{{Filter: "a/#", Qos: 1}, {Filter: "$share/g/a/+", Qos: 2, RetainAsPublished: true}}
+	all := []packets.Packet{
+		{
+			FixedHeader: packets.FixedHeader{Type: packets.Connect},
+			Connect: packets.ConnectParams{
+				ProtocolName: []byte("MQTT"), Clean: true, ClientIdentifier: "c", WillFlag: true, WillTopic: "w", WillPayload: []byte("x"),
+				WillProperties: packets.Properties{WillDelayInterval: 9, ContentType: "t"}, UsernameFlag: true, Username: []byte("u"),
+				PasswordFlag: true, Password: []byte("p"),
+			},
+			Properties: packets.Properties{SessionExpiryInterval: 9, SessionExpiryIntervalFlag: true, TopicAliasMaximum: 5, ReceiveMaximum: 3, MaximumPacketSize: 999},
+		},
+		{FixedHeader: packets.FixedHeader{Type: packets.Publish, Qos: 1, Retain: true}, TopicName: "a/b", PacketID: 1, Payload: []byte("x")},
+		{
+			FixedHeader: packets.FixedHeader{Type: packets.Publish, Qos: 2}, TopicName: "a/b", PacketID: 7,
+			Properties: packets.Properties{
+				TopicAlias: 1, TopicAliasFlag: true, User: []packets.UserProperty{{Key: "k", Val: "v"}, {Key: "k", Val: "w"}}, ContentType: "t",
+				PayloadFormat: 1, PayloadFormatFlag: true, MessageExpiryInterval: 9, ResponseTopic: "r", CorrelationData: []byte("d"),
+			},
+		},
+		{FixedHeader: packets.FixedHeader{Type: packets.Puback}, PacketID: 1},
+		{FixedHeader: packets.FixedHeader{Type: packets.Pubrec}, PacketID: 1, ReasonCode: codeQuota, Properties: packets.Properties{ReasonString: "full"}},
+		{FixedHeader: packets.FixedHeader{Type: packets.Pubrel, Qos: 1}, PacketID: 7},
+		{FixedHeader: packets.FixedHeader{Type: packets.Pubcomp}, PacketID: 1},
+		{FixedHeader: packets.FixedHeader{Type: packets.Subscribe, Qos: 1}, PacketID: 2, Filters: filters, Properties: packets.Properties{SubscriptionIdentifier: []int{200}}},
+		{FixedHeader: packets.FixedHeader{Type: packets.Unsubscribe, Qos: 1}, PacketID: 3, Filters: filters},
+		{FixedHeader: packets.FixedHeader{Type: packets.Pingreq}},
+		{FixedHeader: packets.FixedHeader{Type: packets.Disconnect}, ReasonCode: 4},
+	}
+	if version == 5 {
+		all = append(all, packets.Packet{FixedHeader: packets.FixedHeader{Type: packets.Auth}, Properties: packets.Properties{AuthenticationMethod: methodSCRAM, AuthenticationData: []byte("d")}})
+	}
+	for i := range all {
+		all[i].ProtocolVersion = version
+		all[i].Mods.AllowResponseInfo = true
+	}
+	return all
 }
 
 // encoded returns the bytes of pk.

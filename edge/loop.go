@@ -27,8 +27,8 @@ var (
 func (b *Broker) serve(l *listener, c *gate.Conn) {
 	p := &peer{Conn: c, b: b, listener: l, read: make(chan struct{})}
 	err := p.run()
-	if errors.Is(err, errMalformed) && p.session != nil {
-		p.Disconnect(codeMalformed, gate.ReasonMalformed)
+	if errors.Is(err, errMalformed) {
+		p.sayMalformed()
 	}
 	close(p.read)
 	p.noteHandshake()
@@ -36,6 +36,14 @@ func (b *Broker) serve(l *listener, c *gate.Conn) {
 	_ = c.Close()
 	b.leave(p)
 	b.log.Debug("connection ended", "listener", l.name, "client", p.client, "remote", c.RemoteAddr().String(), "cause", err)
+}
+
+// sayMalformed tells a version 5 client that it sent what cannot be decoded.
+func (p *peer) sayMalformed() {
+	if p.session == nil && p.Level() == 5 {
+		_, _ = p.Write([]byte{packets.Connack << 4, 3, 0, codeMalformed, 0}) // [MQTT-3.1.4-1]
+	}
+	p.Disconnect(codeMalformed, gate.ReasonMalformed)
 }
 
 // run reads packets until nothing more is to be read and returns why. A packet that crashes the library's decoder ends its own
@@ -113,7 +121,11 @@ func (p *peer) decode(pk *packets.Packet, first byte, body []byte) error {
 	}
 	pk.FixedHeader.Remaining = len(body)
 	pk.ProtocolVersion = p.connect.version
-	if err := decodeBody(pk, body); err != nil {
+	err := wellFormed(pk.FixedHeader, p.connect.version, body)
+	if err == nil {
+		err = decodeBody(pk, body)
+	}
+	if err != nil {
 		return fmt.Errorf("%w: %s: %w", errMalformed, packets.PacketNames[pk.FixedHeader.Type], err)
 	}
 	return nil
@@ -145,9 +157,6 @@ func decodeBody(pk *packets.Packet, body []byte) error {
 		return pk.DisconnectDecode(body)
 	case packets.Auth:
 		return pk.AuthDecode(body)
-	}
-	if pk.FixedHeader.Type == packets.Pingreq && len(body) > 0 {
-		return errors.New("has a body")
 	}
 	return nil // of the others nothing but the type is looked at
 }
