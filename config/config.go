@@ -43,6 +43,12 @@ type Log struct {
 	Format string `toml:"format"` // text or json
 }
 
+// Which client identifiers a user may have.
+const (
+	ClientIDAny  = "any"
+	ClientIDUser = "user" // the user's name, or that, a slash and anything
+)
+
 // Auth says who may connect and what they may do.
 type Auth struct {
 	// Anonymous admits clients without a user name. Default: true while every listener is on loopback. Never nil after
@@ -52,6 +58,8 @@ type Auth struct {
 	UsersFile string `toml:"users_file"`
 	// HideReasons answers what a rule refuses with "unspecified error" instead of "not authorized" on MQTT 5.
 	HideReasons bool `toml:"hide_reasons"`
+	// ClientID says which client identifiers a user may have: ClientIDAny or ClientIDUser.
+	ClientID string `toml:"client_id"`
 	// Rules are read in order; none at all: every authenticated user may do everything but $-topics and tidegate/#.
 	Rules []Rule `toml:"rule"`
 }

@@ -24,6 +24,7 @@ func (defaults) config() *Config {
 		Version: 1,
 		Gateway: Gateway{ID: defaultGatewayID(), DataDir: defaultDataDir()},
 		Log:     Log{Level: "info", Format: "text"},
+		Auth:    Auth{ClientID: ClientIDAny},
 		Broker: Broker{
 			Mode:          ModeEmbedded,
 			MaxClients:    10000,

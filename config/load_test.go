@@ -44,7 +44,7 @@ func TestDefaults(t *testing.T) {
 		Listeners: map[string]Listener{
 			"mqtt": {Listen: "mqtt://127.0.0.1:1883", Anonymous: &yes, ClientAuth: "none", Identity: "cn", MinTLS: "1.2"},
 		},
-		Auth: Auth{Anonymous: &yes},
+		Auth: Auth{Anonymous: &yes, ClientID: ClientIDAny},
 		Broker: Broker{
 			Mode: "embedded", MaxClients: 10000, MaxPacket: 1 << 20, SessionExpiry: Duration(7 * 24 * time.Hour), SessionQueue: 64 << 20, SessionStore: 256 << 20,
 			MaxKeepAlive: Duration(5 * time.Minute), RetainedLimit: 100000,

@@ -202,6 +202,8 @@ func TestProblems(t *testing.T) {
 1:2: admin.key: is missing: TLS needs the key that belongs to the certificate`},
 
 		// who may what
+		{"identifiers of nobody", "[auth]\nanonymous = true\nclient_id = 'user'\n[listener.a]\nlisten = 'mqtt://127.0.0.1:0'", `3:13: auth.client_id: "user" needs every client to have one, and listener a admits clients without; set anonymous = false in [auth] or there`},
+		{"identifiers of whom", "[auth]\nclient_id = 'users'", `2:13: auth.client_id: must be "any" or "user", not "users"; did you mean "user"?`},
 		{"nobody can connect, said", "[auth]\nanonymous = false", `2:13: auth.anonymous: nobody can connect: no listener admits anonymous clients and there is no auth.users_file`},
 		{"nobody can connect, by listener", "[auth]\nanonymous = true\n[listener.a]\nlisten = 'mqtt://127.0.0.1:0'\nanonymous = false", `2:13: auth.anonymous: nobody can connect: no listener admits anonymous clients and there is no auth.users_file`},
 		{"nobody can connect, by default", "[listener.a]\nlisten = 'mqtt://:1883'", `2:10: listener.a.listen: warning: nobody can connect: no listener admits anonymous clients and there is no auth.users_file; other machines can reach this address, so anonymous clients are only admitted by auth.anonymous = true`},

@@ -2,6 +2,7 @@ package config
 
 import (
 	"errors"
+	"maps"
 	"os"
 	"slices"
 	"strings"
@@ -113,6 +114,12 @@ func (v *validator) auth() {
 			v.c.Listeners[name] = l
 		}
 		admitted = admitted || *l.Anonymous || l.ClientAuth == ClientAuthOptional || l.ClientAuth == ClientAuthRequire
+	}
+	v.oneOf("auth.client_id", a.ClientID, ClientIDAny, ClientIDUser)
+	for _, name := range slices.Sorted(maps.Keys(v.c.Listeners)) {
+		if a.ClientID == ClientIDUser && *v.c.Listeners[name].Anonymous {
+			v.wrong("auth.client_id", `"user" needs every client to have one, and listener %s admits clients without; set anonymous = false in [auth] or there`, name)
+		}
 	}
 	users := v.users()
 	for _, l := range v.c.Listeners {

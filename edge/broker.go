@@ -55,6 +55,8 @@ type Options struct {
 	ACL ACL
 	// HideReasons answers what the rules refuse to MQTT 5 clients with 0x80 instead of 0x87, which tells them less.
 	HideReasons bool
+	// OwnIdentifiers lets a user have only client identifiers that are its name, or that, a slash and anything.
+	OwnIdentifiers bool
 	// Audit is told who came in and who did not; nil: Log with audit=true. How much it is told is bounded.
 	Audit *slog.Logger
 	// Store keeps sessions and retained messages over a restart; nil means in memory.
@@ -91,6 +93,7 @@ type Broker struct {
 	clients   atomic.Int64
 	stopping  atomic.Bool
 	hide      atomic.Bool   // see Options.HideReasons
+	own       atomic.Bool   // see Options.OwnIdentifiers
 	rules     atomic.Uint64 // counts the changes of users and rules, see rejudge.go
 
 	// life is the context of handlers of Subscribe; it ends when Run does.
@@ -120,6 +123,7 @@ func New(o Options) (*Broker, error) {
 	}
 	b := &Broker{o: o, log: o.Log, audit: newAudit(o.Audit), limits: connectionLimits(o), begun: make(chan struct{})}
 	b.hide.Store(o.HideReasons)
+	b.own.Store(o.OwnIdentifiers)
 	b.take = b.ingest
 	b.metrics = newMetrics(o.Metrics, b)
 	b.wills.pending = make(map[string]pendingWill)

@@ -144,9 +144,17 @@ func (p *peer) admit() byte {
 		b.refuseLogin(p, no)
 		return no.code
 	}
+	if c.noID && b.own.Load() {
+		p.client = id.User + "/" + p.client
+		id.Client = p.client
+	}
 	p.identity, p.proof.by = id, how
 	if how == byMethod { // CONNECT need not name the user
 		p.proof.credential = b.o.ACL.Credential(id.User)
+	}
+	if !p.ownsIdentifier() {
+		b.refuseLogin(p, &refusedLogin{label: "client_id", err: fmt.Errorf("user %q may have the client identifiers %[1]s and %[1]s/… only", id.User)})
+		return codeIdentifier
 	}
 	if p.will != nil && !p.mayPublish(p.will.msg.Topic) {
 		b.refuseLogin(p, &refusedLogin{label: "will", err: fmt.Errorf("may not publish its will message to %q", p.will.msg.Topic)})

@@ -4,6 +4,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"strings"
 
 	"tidegate/access"
 	"tidegate/certs"
@@ -68,6 +69,16 @@ func (p *peer) login() (access.Identity, string, *refusedLogin) {
 		return id, byNobody, nil
 	}
 	return id, how, nil
+}
+
+// ownsIdentifier reports whether the client identifier may be that of its user. A session belongs to both, and who comes with
+// somebody else's identifier ends that session and takes its connection.
+func (p *peer) ownsIdentifier() bool {
+	if !p.b.own.Load() {
+		return true
+	}
+	rest, ok := strings.CutPrefix(p.client, p.identity.User)
+	return ok && p.identity.User != "" && (rest == "" || rest[0] == '/')
 }
 
 // certified returns the user of the client's certificate; empty when it showed none and need not. A list may have revoked the

@@ -49,7 +49,7 @@ func newMetrics(reg prometheus.Registerer, b *Broker) *metrics {
 	for _, reason := range []string{"busy", "not_allowed", "invalid", "too_large"} { // shown as 0 from the beginning
 		m.refused.WithLabelValues(string(message.MQTT), reason)
 	}
-	for _, reason := range []string{"credentials", "locked", "busy", "certificate", "will"} {
+	for _, reason := range []string{"credentials", "locked", "busy", "certificate", "will", "client_id"} {
 		m.logins.WithLabelValues(reason)
 	}
 	for _, reason := range session.DropReasons() {

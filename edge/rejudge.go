@@ -19,6 +19,7 @@ const (
 	passwordChanged  gate.Reason = "password_changed"  // it logged in with an earlier one
 	anonymousEnded   gate.Reason = "anonymous_ended"   // the listener admits no clients without a name any more
 	subscriptionLost gate.Reason = "subscription_lost" // the rules do not allow one of its filters any more
+	identifierLost   gate.Reason = "client_id"         // its client identifier may not be that of its user any more
 	listenerClosed   gate.Reason = "listener_closed"   // its listener is not there any more, or is another one
 )
 
@@ -35,11 +36,12 @@ func (b *Broker) proofOf(user string) proof {
 	return proof{rules: rules, credential: b.o.ACL.Credential(user)}
 }
 
-// Rejudge applies users and rules that have changed to the clients that are connected and the sessions that are kept. hide is
-// Options.HideReasons from now on, anonymous says for each listener whether it admits clients without a user name; one that
+// Rejudge applies users and rules that have changed to the clients that are connected and the sessions that are kept. hide and own are
+// Options.HideReasons and OwnIdentifiers from now on, anonymous says for each listener whether it admits clients without a user name; one that
 // it does not name stays as it is. It returns how many clients it disconnected.
-func (b *Broker) Rejudge(hide bool, anonymous map[string]bool) (disconnected int) {
+func (b *Broker) Rejudge(hide, own bool, anonymous map[string]bool) (disconnected int) {
 	b.hide.Store(hide)
+	b.own.Store(own)
 	for _, l := range b.every() {
 		if admits, ok := anonymous[l.name]; ok {
 			l.anonymous.Store(admits)
@@ -89,6 +91,9 @@ func (b *Broker) judge(s *session.Session) bool {
 
 // unwelcome returns why the client may not be connected any more, and the reason code for it; empty: it may.
 func (p *peer) unwelcome() (code byte, why gate.Reason) {
+	if !p.ownsIdentifier() {
+		return codeNotAuthorized, identifierLost
+	}
 	switch p.proof.by {
 	case byPassword, byMethod:
 		now := p.b.o.ACL.Credential(p.identity.User)

@@ -143,7 +143,7 @@ func TestUsersChangeWhileConnected(t *testing.T) {
 
 	acl.write("stays", "y")
 	acl.become()
-	if n := b.Rejudge(false, map[string]bool{"test": false}); n != 2 {
+	if n := b.Rejudge(false, false, map[string]bool{"test": false}); n != 2 {
 		t.Errorf("%d clients were disconnected, want 2", n)
 	}
 	if before := closed(t, stays); len(before) != 1 || before[0].ReasonCode != codeAdministrative {

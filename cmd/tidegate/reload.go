@@ -284,7 +284,7 @@ func (g *gateway) prepareAuth(p *prepared, old *config.Config, d *difference) er
 				a.SetAnonymous(*d.next.Auth.Anonymous)
 			}
 		}
-		g.broker.Rejudge(d.next.Auth.HideReasons, anonymous)
+		g.broker.Rejudge(d.next.Auth.HideReasons, d.next.Auth.ClientID == config.ClientIDUser, anonymous)
 		return nil
 	}, undo: func() error { return nil }}) // nothing behind it fails
 	return nil

@@ -132,7 +132,7 @@ func (g *gateway) openBroker(ctx context.Context, reg *prometheus.Registry, s se
 		own = prometheus.NewRegistry()
 		g.broker, err = edge.New(edge.Options{
 			Listeners: g.config.Listeners, Broker: g.config.Broker, Ingest: g.forwarder.Ingest, ACL: g.users,
-			HideReasons: g.config.Auth.HideReasons, MaxConns: maxConns(),
+			HideReasons: g.config.Auth.HideReasons, OwnIdentifiers: g.config.Auth.ClientID == config.ClientIDUser, MaxConns: maxConns(),
 			IngestWith: ingest, Store: g.sessions, Log: g.log.With("part", "edge"), Metrics: own,
 		})
 		return err
