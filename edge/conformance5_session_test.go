@@ -237,6 +237,10 @@ func TestConformance5Connack(t *testing.T) {
 		expect(t, c, packets.Pingresp)
 		away(t, b, c)
 	}
+	// A reason in words that would make it too large for the client is left out [MQTT-3.2.2-19] [MQTT-3.2.2-20].
+	if got := answerTo(t, b.addr, five("\x03", "\x27\x00\x00\x00\x14", text("c"))...); len(got) > 20 {
+		t.Errorf("a client that takes 20 bytes gets %d", len(got))
+	}
 	bytes := connectBytes(5, 0, []byte{0x11, 0, 0, 2, 0}, "c") // Clean Start 0, Session Expiry Interval 512
 	bytes = append(bytes, 0xe0, 0)
 	got := answerTo(t, b.addr, bytes...)

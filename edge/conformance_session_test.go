@@ -34,7 +34,7 @@ func TestConformanceOfflineQueue(t *testing.T) {
 				handOver(t, p, toPublish(fmt.Sprint("off/", qos), fmt.Sprint(i), qos))
 			}
 		}
-		// It is resumed, with its subscriptions and what waited: [MQTT-3.1.2-5] [MQTT-3.1.2-23] [MQTT-3.2.2-3] [MQTT-4.5.0-1];
+		// It lasted as long as it had to: [MQTT-4.1.0-1]; [MQTT-4.1.0-1] [MQTT-4.1.0-2] of 3.1.1. It is resumed, with its subscriptions and what waited: [MQTT-3.1.2-5] [MQTT-3.1.2-23] [MQTT-3.2.2-3] [MQTT-4.5.0-1];
 		// [MQTT-3.1.2-4] [MQTT-3.1.2-5] [MQTT-3.2.2-2] [MQTT-4.5.0-1] of 3.1.1.
 		c = connect(t, b.addr, o)
 		if !c.Connack.SessionPresent {

@@ -17,7 +17,7 @@ import (
 // A client connects again, subscribes and gets what it publishes with each QoS, by the handshake that belongs to it.
 func TestConformanceBasic(t *testing.T) {
 	bothVersions(t, func(t *testing.T, b *testBroker, v byte) {
-		o := rawOptions{ID: "basic", V: v, Clean: true}
+		o := rawOptions{ID: "basic", V: v, Clean: true} // over TCP [MQTT-4.2.0-1]; [MQTT-7.1.1-1] of 3.1.1
 		connect(t, b.addr, o).Disconnect()
 		// The CONNACK is first, says success and of a clean start that there was no session: [MQTT-3.1.4-5] [MQTT-3.2.0-1]
 		// [MQTT-3.2.2-2]; [MQTT-3.1.4-4] [MQTT-3.2.0-1] [MQTT-3.2.2-1] of 3.1.1.
