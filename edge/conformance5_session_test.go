@@ -163,7 +163,12 @@ func TestConformance5PublicationExpiry(t *testing.T) {
 		publish("lasts", qos, 600)
 		publish("for ever", qos, 0)
 	}
+	open := toPublish("elsewhere", "expires before its PUBREL", 2)
+	open.Properties.MessageExpiryInterval, open.PacketID = 1, 50
+	_ = p.Send(open)
+	expect(t, p, packets.Pubrec)
 	time.Sleep(2200 * time.Millisecond)
+	finish(t, p, 50)
 	c = connect(t, b.addr, o)
 	got := take(t, c, 5)
 	waited := uint32(time.Since(begin)/time.Second) + 1
