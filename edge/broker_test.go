@@ -53,7 +53,7 @@ func TestDelivery(t *testing.T) {
 	}
 }
 
-// An acknowledgement leaves when its record is durable, and meanwhile the client's next packets are read.
+// An acknowledgement leaves when its record is durable, which is when the gateway owns the message [MQTT-4.3.2-4] [MQTT-4.3.3-8], and meanwhile the client's next packets are read.
 func TestAckWaitsForDisk(t *testing.T) {
 	for _, qos := range []byte{1, 2} {
 		b := startBroker(t, nil)

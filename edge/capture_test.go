@@ -12,7 +12,8 @@ import (
 	"tidegate/message"
 )
 
-// What a client is told about a message that is not taken, and whether it stays connected.
+// What a client is told about a message that is not taken, and whether it stays connected: [MQTT-3.4.2-1] [MQTT-3.5.2-1];
+// [MQTT-3.3.5-2] [MQTT-4.8.0-2] of 3.1.1.
 func TestRefusals(t *testing.T) {
 	tests := []struct {
 		err     error

@@ -122,7 +122,7 @@ func TestConformance5WillDelay(t *testing.T) {
 		delay, expiry uint32
 		least         time.Duration
 	}{
-		{"delay", 2, 600, 2 * time.Second},
+		{"delay", 1, 600, time.Second},
 		{"session", 600, 1, time.Second},
 		{"none", 600, 0, 0},
 	} {
@@ -163,7 +163,12 @@ func TestConformance5PublicationExpiry(t *testing.T) {
 		publish("lasts", qos, 600)
 		publish("for ever", qos, 0)
 	}
+	open := toPublish("elsewhere", "expires before its PUBREL", 2)
+	open.Properties.MessageExpiryInterval, open.PacketID = 1, 50
+	_ = p.Send(open)
+	expect(t, p, packets.Pubrec)
 	time.Sleep(2200 * time.Millisecond)
+	finish(t, p, 50)
 	c = connect(t, b.addr, o)
 	got := take(t, c, 5)
 	waited := uint32(time.Since(begin)/time.Second) + 1
@@ -236,6 +241,10 @@ func TestConformance5Connack(t *testing.T) {
 		_ = c.Send(packets.Packet{FixedHeader: packets.FixedHeader{Type: packets.Pingreq}})
 		expect(t, c, packets.Pingresp)
 		away(t, b, c)
+	}
+	// A reason in words that would make it too large for the client is left out [MQTT-3.2.2-19] [MQTT-3.2.2-20].
+	if got := answerTo(t, b.addr, five("\x03", "\x27\x00\x00\x00\x14", text("c"))...); len(got) > 20 {
+		t.Errorf("a client that takes 20 bytes gets %d", len(got))
 	}
 	bytes := connectBytes(5, 0, []byte{0x11, 0, 0, 2, 0}, "c") // Clean Start 0, Session Expiry Interval 512
 	bytes = append(bytes, 0xe0, 0)

@@ -34,7 +34,7 @@ func TestConformanceOfflineQueue(t *testing.T) {
 				handOver(t, p, toPublish(fmt.Sprint("off/", qos), fmt.Sprint(i), qos))
 			}
 		}
-		// It is resumed, with its subscriptions and what waited: [MQTT-3.1.2-5] [MQTT-3.1.2-23] [MQTT-3.2.2-3] [MQTT-4.5.0-1];
+		// It lasted as long as it had to: [MQTT-4.1.0-1]; [MQTT-4.1.0-1] [MQTT-4.1.0-2] of 3.1.1. It is resumed, with its subscriptions and what waited: [MQTT-3.1.2-5] [MQTT-3.1.2-23] [MQTT-3.2.2-3] [MQTT-4.5.0-1];
 		// [MQTT-3.1.2-4] [MQTT-3.1.2-5] [MQTT-3.2.2-2] [MQTT-4.5.0-1] of 3.1.1.
 		c = connect(t, b.addr, o)
 		if !c.Connack.SessionPresent {
@@ -87,7 +87,7 @@ func TestConformanceRedelivery(t *testing.T) {
 		silent(t, c, 100*time.Millisecond) // not while the connection is there [MQTT-4.4.0-1]
 		away(t, b, c)
 		c = connect(t, b.addr, o)
-		// [MQTT-3.3.1-1] [MQTT-4.3.2-3] [MQTT-4.3.3-3] [MQTT-4.3.3-5] [MQTT-4.3.3-6] [MQTT-4.4.0-1]; [MQTT-2.3.1-3] [MQTT-3.3.1-1]
+		// [MQTT-3.3.1-1] [MQTT-4.3.2-3] [MQTT-4.3.3-3] [MQTT-4.3.3-5] [MQTT-4.3.3-6] [MQTT-4.4.0-1]; [MQTT-2.3.1-4] [MQTT-3.3.1-1]
 		// [MQTT-4.3.2-1] [MQTT-4.3.3-1] [MQTT-4.4.0-1] of 3.1.1.
 		for _, i := range []int{0, 1, 3} {
 			pk, err := c.Recv(patience)

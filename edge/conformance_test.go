@@ -17,7 +17,7 @@ import (
 // A client connects again, subscribes and gets what it publishes with each QoS, by the handshake that belongs to it.
 func TestConformanceBasic(t *testing.T) {
 	bothVersions(t, func(t *testing.T, b *testBroker, v byte) {
-		o := rawOptions{ID: "basic", V: v, Clean: true}
+		o := rawOptions{ID: "basic", V: v, Clean: true} // over TCP [MQTT-4.2.0-1]; [MQTT-7.1.1-1] of 3.1.1
 		connect(t, b.addr, o).Disconnect()
 		// The CONNACK is first, says success and of a clean start that there was no session: [MQTT-3.1.4-5] [MQTT-3.2.0-1]
 		// [MQTT-3.2.2-2]; [MQTT-3.1.4-4] [MQTT-3.2.0-1] [MQTT-3.2.2-1] of 3.1.1.
@@ -99,11 +99,15 @@ func TestConformanceKeepAlive(t *testing.T) {
 		c := connect(t, b.addr, rawOptions{ID: "c", V: v, Clean: true, KeepAlive: 2, Mod: withWill("/keep", "silent", 2)})
 		// One and a half times the keep alive, from the last packet: [MQTT-3.1.2-22] [MQTT-3.2.2-22]; [MQTT-3.1.2-24] of 3.1.1.
 		time.Sleep(time.Second)
-		_ = c.Send(packets.Packet{FixedHeader: packets.FixedHeader{Type: packets.Pingreq}})
-		expect(t, c, packets.Pingresp)
+		due := 3 * time.Second
+		if time.Since(start) < 2*time.Second { // else this machine is too slow to say something in time
+			_ = c.Send(packets.Packet{FixedHeader: packets.FixedHeader{Type: packets.Pingreq}})
+			expect(t, c, packets.Pingresp)
+			due += time.Second
+		}
 		wantSaid(t, take(t, s, 1), "/keep=silent/2")
-		if d := time.Since(start); d < 4*time.Second {
-			t.Errorf("closed %v after its CONNECT, three seconds after a packet that came one second later are due", d)
+		if d := time.Since(start); d < due {
+			t.Errorf("closed %v after its CONNECT, want %v or more", d, due)
 		}
 		for _, pk := range closed(t, c) {
 			if v == 4 || pk.FixedHeader.Type != packets.Disconnect || pk.ReasonCode < codeUnspecified {

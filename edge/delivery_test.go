@@ -12,7 +12,7 @@ import (
 	"tidegate/message"
 )
 
-// The client never has more unacknowledged messages than its Receive Maximum, and gets all of them in order.
+// The client never has more unacknowledged messages than its Receive Maximum [MQTT-3.3.4-9], and gets all of them in order.
 func TestReceiveMaximumOfClient(t *testing.T) {
 	b := startBroker(t, nil)
 	s := connect(t, b.addr, rawOptions{ID: "s", V: 5, Clean: true, RM: 3})

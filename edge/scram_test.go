@@ -84,7 +84,8 @@ func startSCRAM(t *testing.T) (*testBroker, *logBuffer) {
 	}), log
 }
 
-// TestPahoSCRAM: a client library logs in by SCRAM-SHA-256, publishes as that user, and authenticates again while connected.
+// TestPahoSCRAM: a client library logs in by SCRAM-SHA-256, publishes as that user, and authenticates again while connected. The
+// gateway asks on by an AUTH 0x18 [MQTT-3.15.2-1] [MQTT-4.12.0-2] or refuses by a CONNACK [MQTT-4.12.0-4].
 func TestPahoSCRAM(t *testing.T) {
 	b, log := startSCRAM(t)
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
@@ -165,7 +166,8 @@ func auth(code byte, method string, data []byte) packets.Packet {
 	}
 }
 
-// TestAuthGoneWrong: exchanges that do not follow the rules end the connection, and nothing else.
+// TestAuthGoneWrong: exchanges that do not follow the rules end the connection, and nothing else [MQTT-3.1.2-30] [MQTT-4.12.0-1]
+// [MQTT-4.12.0-3] [MQTT-4.12.0-7] [MQTT-4.12.1-1] [MQTT-4.12.1-2].
 func TestAuthGoneWrong(t *testing.T) {
 	b, _ := startSCRAM(t)
 	if _, err := rawDial(b.addr, withMethod("OTHER", nil)); err == nil || !strings.Contains(err.Error(), "0x8c") {

@@ -47,7 +47,8 @@ func dial(addr, path string, change func(*websocket.Dialer, http.Header)) (*webs
 	return d.Dial("ws://"+addr+path, h)
 }
 
-// TestUpgrade: who is let in, and what others are told.
+// TestUpgrade: who is let in, and what others are told. The subprotocol is mqtt: [MQTT-6.0.0-3] [MQTT-6.0.0-4]; [MQTT-6.0.0-3]
+// [MQTT-6.0.0-4] of 3.1.1.
 func TestUpgrade(t *testing.T) {
 	origin := func(o string) func(*websocket.Dialer, http.Header) {
 		return func(_ *websocket.Dialer, h http.Header) { h.Set("Origin", o) }
@@ -165,7 +166,8 @@ func TestSlowRequest(t *testing.T) {
 	}
 }
 
-// TestStream: the stream is what was sent, whatever the borders of messages and frames [MQTT-6.0.0-2]; pings are answered.
+// TestStream: the stream is what was sent, whatever the borders of messages and frames [MQTT-6.0.0-2]; [MQTT-6.0.0-2] of 3.1.1.
+// Pings are answered.
 func TestStream(t *testing.T) {
 	want := make([]byte, 300_000)
 	for i := range want {
@@ -236,7 +238,7 @@ func TestStream(t *testing.T) {
 	}
 }
 
-// TestBadFrames: what the connection ends over.
+// TestBadFrames: what the connection ends over; [MQTT-6.0.0-1] of 3.1.1.
 func TestBadFrames(t *testing.T) {
 	for _, c := range []struct {
 		name string
