@@ -1,9 +1,11 @@
 package edge
 
-import "testing"
+import (
+	"testing"
+	"time"
+)
 
-// What the library's decoder passes over.
-
+// What the library's decoder passes over. There is no return code for it in version 3.1.1: [MQTT-3.2.2-6] of 3.1.1.
 func TestConformanceWellFormedConnect(t *testing.T) {
 	id, topic, body := text("c"), text("w"), text("x")
 	refuseConnects(t, []wrong{
@@ -32,5 +34,19 @@ func TestConformanceWellFormed(t *testing.T) {
 	refusePackets(t, []wrong{
 		{"5 PUBLISH, Topic Alias twice", frame(0x30, text("a")+"\x06\x23\x00\x01\x23\x00\x02")},
 		{"5 SUBSCRIBE, reserved bits [MQTT-3.8.3-5]", frame(0x82, "\x00\x01\x00"+text("a")+"\x40")},
+	})
+}
+
+// One and a half times an odd keep alive is no whole number of seconds: [MQTT-3.1.2-22]; [MQTT-3.1.2-24] of 3.1.1.
+func TestConformanceKeepAliveHalfSeconds(t *testing.T) {
+	t.Parallel()
+	bothVersions(t, func(t *testing.T, b *testBroker, v byte) {
+		t.Parallel()
+		begin := time.Now()
+		c := connect(t, b.addr, rawOptions{ID: "c", V: v, Clean: true, KeepAlive: 1})
+		closed(t, c)
+		if d := time.Since(begin); d < 1500*time.Millisecond {
+			t.Errorf("closed after %v, want 1.5 s or more", d)
+		}
 	})
 }
