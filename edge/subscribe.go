@@ -11,7 +11,7 @@ import (
 )
 
 // Bounds of the subscriptions of one session: how many, and the bytes of each filter, so that nobody stores hundreds of megabytes
-// by them.
+// by them. session.Room bounds their levels.
 const (
 	maxFilters     = 10000
 	maxFilterBytes = 4096
@@ -30,7 +30,7 @@ func (p *peer) readSubscribe(pk *packets.Packet) {
 	rules := p.b.rules.Load()
 	subs := make([]*session.Subscription, len(pk.Filters))
 	codes := make([]byte, len(pk.Filters))
-	room := maxFilters - p.session.Filters()
+	var added session.Added
 	for i := range pk.Filters {
 		f := &pk.Filters[i]
 		if f.RetainHandling > 2 || f.NoLocal && strings.HasPrefix(f.Filter, "$share/") { // [MQTT-3.8.3-4]
@@ -38,7 +38,7 @@ func (p *peer) readSubscribe(pk *packets.Packet) {
 			return
 		}
 		codes[i] = p.maySubscribe(f.Filter)
-		if codes[i] == codeSuccess && (i >= room || len(f.Filter) > maxFilterBytes) {
+		if codes[i] == codeSuccess && (len(f.Filter) > maxFilterBytes || !p.session.Room(f.Filter, maxFilters, &added)) {
 			codes[i] = codeQuota
 		}
 		if codes[i] == codeSuccess {

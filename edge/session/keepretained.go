@@ -131,7 +131,7 @@ func (r *retainedStore) where(seqs []buffer.Seq) map[string]buffer.Seq {
 		if l.msg != nil && wanted[l.seq] {
 			out[l.msg.Topic] = l.seq
 		}
-		for _, c := range l.children {
+		for _, c := range l.children.each() {
 			walk(c)
 		}
 	}

@@ -238,6 +238,9 @@ func (m *Manager) settleSession(r *restored) {
 	s := r.s
 	r.restoreFlight()
 	for _, sub := range r.subs {
+		if _, had := s.filters[sub.Filter]; !had {
+			s.levels += levelsOf(sub.Filter)
+		}
 		s.filters[sub.Filter] = sub
 	}
 	m.mu.Lock()

@@ -24,7 +24,7 @@ type retainedStore struct {
 
 // leaf is one level of a topic.
 type leaf struct {
-	children map[string]*leaf
+	children branches[leaf]
 	msg      *message.Message
 	seq      buffer.Seq // of its record in the store; 0: there is none
 }
@@ -44,10 +44,18 @@ func (r *retainedStore) has(topic string) bool {
 	return l != nil && l.msg != nil
 }
 
+// levelOverhead is what one level of a topic takes that no other topic shares.
+const levelOverhead = 96
+
+// retainedSize returns the bytes of memory that m takes in the store, at most.
+func retainedSize(m *message.Message) int64 {
+	return sizeOf(m) + levelOverhead*int64(1+strings.Count(m.Topic, "/"))
+}
+
 func (r *retainedStore) room(m *message.Message) bool {
-	n, bytes := r.n+1, r.bytes+sizeOf(m)
+	n, bytes := r.n+1, r.bytes+retainedSize(m)
 	if had := r.get(m.Topic); had != nil && had.msg != nil {
-		n, bytes = r.n, bytes-sizeOf(had.msg)
+		n, bytes = r.n, bytes-retainedSize(had.msg)
 	}
 	return n <= r.limit && bytes <= r.maxBytes
 }
@@ -63,23 +71,20 @@ func (r *retainedStore) set(m *message.Message, seq buffer.Seq) (kept bool, old 
 	if !r.room(m) {
 		return false, r.remove(m.Topic)
 	}
-	n, bytes := r.n+1, r.bytes+sizeOf(m)
+	n, bytes := r.n+1, r.bytes+retainedSize(m)
 	l := &r.root
 	for rest, more := m.Topic, true; more; {
 		var level string
 		level, rest, more = strings.Cut(rest, "/")
-		c := l.children[level]
+		c := l.children.get(level)
 		if c == nil {
 			c = &leaf{}
-			if l.children == nil {
-				l.children = make(map[string]*leaf)
-			}
-			l.children[level] = c
+			l.children.set(level, c)
 		}
 		l = c
 	}
 	if l.msg != nil {
-		n, bytes = r.n, bytes-sizeOf(l.msg)
+		n, bytes = r.n, bytes-retainedSize(l.msg)
 	}
 	old = l.seq
 	l.msg, l.seq = m, seq
@@ -100,7 +105,7 @@ func (r *retainedStore) get(topic string) *leaf {
 	for rest, more := topic, true; more; {
 		var level string
 		level, rest, more = strings.Cut(rest, "/")
-		if l = l.children[level]; l == nil {
+		if l = l.children.get(level); l == nil {
 			return nil
 		}
 	}
@@ -112,7 +117,7 @@ func (r *retainedStore) remove(topic string) buffer.Seq {
 	m, seq := r.root.remove(topic, true)
 	if m != nil {
 		r.n--
-		r.bytes -= sizeOf(m)
+		r.bytes -= retainedSize(m)
 	}
 	return seq
 }
@@ -124,13 +129,13 @@ func (l *leaf) remove(rest string, more bool) (found *message.Message, seq buffe
 		return found, seq
 	}
 	level, rest, more := strings.Cut(rest, "/")
-	c := l.children[level]
+	c := l.children.get(level)
 	if c == nil {
 		return nil, 0
 	}
 	found, seq = c.remove(rest, more)
-	if c.msg == nil && len(c.children) == 0 {
-		delete(l.children, level)
+	if c.msg == nil && c.children.none() {
+		l.children.drop(level)
 	}
 	return found, seq
 }
@@ -159,19 +164,19 @@ func (l *leaf) match(filter string, more, first bool, yield func(*message.Messag
 		if !first && l.msg != nil {
 			yield(l.msg) // a/# selects a as well
 		}
-		for name, c := range l.children {
+		for name, c := range l.children.each() {
 			if !first || !strings.HasPrefix(name, "$") { // [MQTT-4.7.2-1]
 				c.match("#", true, false, yield)
 			}
 		}
 	case "+":
-		for name, c := range l.children {
+		for name, c := range l.children.each() {
 			if !first || !strings.HasPrefix(name, "$") {
 				c.matchRest(rest, more, yield)
 			}
 		}
 	default:
-		if c := l.children[level]; c != nil {
+		if c := l.children.get(level); c != nil {
 			c.matchRest(rest, more, yield)
 		}
 	}

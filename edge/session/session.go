@@ -23,6 +23,7 @@ package session
 import (
 	"container/list"
 	"encoding/binary"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -55,6 +56,7 @@ type Session struct {
 	mu      sync.Mutex
 	wake    sync.Cond // the sender waits here for something to send
 	filters map[string]*Subscription
+	levels  int // of all filters together
 	queue   Queue
 	now     int64 // bytes of QoS 0 in queue, without what the retained store holds anyway
 	flight  flight
@@ -192,12 +194,38 @@ func (s *Session) pop() Entry {
 	return e
 }
 
-// Filters returns how many subscriptions there are.
-func (s *Session) Filters() int {
+// Bounds of what subscriptions take, in levels of filters: each is a node of the tree in memory, of 100 to 400 bytes.
+const (
+	maxLevels    = 100_000 // of one session, levels that it shares with others included
+	maxTreeNodes = 500_000 // of all; beyond that a session gets no more than fewLevels
+	fewLevels    = 500
+)
+
+// Room reports whether filter, which s may have already, may be subscribed to. n is how many filters may be in use at most, and
+// more what this packet adds before it: filters and levels.
+func (s *Session) Room(filter string, n int, more *Added) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return len(s.filters)
+	if s.filters[filter] != nil {
+		return true
+	}
+	most := maxLevels
+	if s.m.tree.n.Load() > maxTreeNodes {
+		most = fewLevels
+	}
+	levels := levelsOf(filter)
+	if len(s.filters)+more.filters >= n || s.levels+more.levels+levels > most {
+		return false
+	}
+	more.filters++
+	more.levels += levels
+	return true
 }
+
+// Added is what a packet adds to a session's subscriptions.
+type Added struct{ filters, levels int }
+
+func levelsOf(filter string) int { return 1 + strings.Count(filter, "/") }
 
 // Receive reports whether the QoS 2 packet identifier id is in use by the client, and the ticket of that message.
 func (s *Session) Receive(id uint16) (message.Ticket, bool) {

@@ -87,7 +87,9 @@ func (s *Session) subscribe(subs []*Subscription) {
 		}
 		old, had := s.filters[sub.Filter]
 		sub.fresh = !had
-		s.filters[sub.Filter] = sub
+		if s.filters[sub.Filter] = sub; !had {
+			s.levels += levelsOf(sub.Filter)
+		}
 		if group, _ := splitShared(sub.Filter); (!had || old.denied) && group == "" {
 			s.subs.Add(1)
 		}

@@ -4,6 +4,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 )
 
 // target is somebody who subscribes: a Session or a handler of this process.
@@ -40,12 +41,13 @@ type match struct {
 type tree struct {
 	mu   sync.RWMutex
 	root node
+	n    atomic.Int64 // nodes
 }
 
 type node struct {
 	parent   *node
 	level    string
-	children map[string]*node
+	children branches[node]
 	plus     *node
 	hash     *node
 	subs     []match
@@ -57,7 +59,8 @@ func (tr *tree) add(t target, sub *Subscription) {
 	group, filter := splitShared(sub.Filter)
 	tr.mu.Lock()
 	defer tr.mu.Unlock()
-	n := tr.root.make(filter)
+	n, made := tr.root.make(filter)
+	tr.n.Add(made)
 	if group == "" {
 		if i := slices.IndexFunc(n.subs, func(m match) bool { return m.target == t }); i >= 0 {
 			n.subs[i].sub = sub
@@ -88,7 +91,7 @@ func (tr *tree) remove(t target, filter string) {
 	} else {
 		n.shares = slices.DeleteFunc(n.shares, func(s *share) bool { return s.group == group && s.leave(t) == 0 })
 	}
-	n.prune()
+	tr.n.Add(-n.prune())
 }
 
 // share returns the shared subscription with that filter; nil when nobody has it any more.
@@ -123,7 +126,7 @@ func (n *node) match(rest string, more bool, out []match) []match {
 		return n.gather(out)
 	}
 	level, rest, more := strings.Cut(rest, "/")
-	if c := n.children[level]; c != nil {
+	if c := n.children.get(level); c != nil {
 		out = c.match(rest, more, out)
 	}
 	if n.plus != nil && wild {
@@ -140,28 +143,27 @@ func (n *node) gather(out []match) []match {
 	return out
 }
 
-func (n *node) make(filter string) *node {
+// make returns the node of filter and how many had to be made for it.
+func (n *node) make(filter string) (_ *node, made int64) {
 	for more := true; more; {
 		var level string
 		level, filter, more = strings.Cut(filter, "/")
 		c := n.child(level)
 		if c == nil {
 			c = &node{parent: n, level: level}
+			made++
 			switch level {
 			case "+":
 				n.plus = c
 			case "#":
 				n.hash = c
 			default:
-				if n.children == nil {
-					n.children = make(map[string]*node)
-				}
-				n.children[level] = c
+				n.children.set(level, c)
 			}
 		}
 		n = c
 	}
-	return n
+	return n, made
 }
 
 func (n *node) find(filter string) *node {
@@ -180,12 +182,12 @@ func (n *node) child(level string) *node {
 	case "#":
 		return n.hash
 	}
-	return n.children[level]
+	return n.children.get(level)
 }
 
-// prune removes n and its ancestors as far as they are empty.
-func (n *node) prune() {
-	for n.parent != nil && len(n.subs) == 0 && len(n.shares) == 0 && len(n.children) == 0 && n.plus == nil && n.hash == nil {
+// prune removes n and its ancestors as far as they are empty, and returns how many.
+func (n *node) prune() (gone int64) {
+	for n.parent != nil && len(n.subs) == 0 && len(n.shares) == 0 && n.children.none() && n.plus == nil && n.hash == nil {
 		p := n.parent
 		switch n.level {
 		case "+":
@@ -193,8 +195,10 @@ func (n *node) prune() {
 		case "#":
 			p.hash = nil
 		default:
-			delete(p.children, n.level)
+			p.children.drop(n.level)
 		}
 		n = p
+		gone++
 	}
+	return gone
 }

@@ -96,13 +96,13 @@ func FuzzTree(f *testing.F) {
 			}
 			tr.remove(s, filter)
 		}
-		if n := &tr.root; len(n.children) > 0 || n.plus != nil || n.hash != nil || len(n.subs) > 0 || len(n.shares) > 0 {
+		if n := &tr.root; !n.children.none() || n.plus != nil || n.hash != nil || len(n.subs) > 0 || len(n.shares) > 0 {
 			t.Error("the tree is not empty after all were removed")
 		}
 		for _, topic := range names {
 			r.set(&message.Message{Topic: topic}, 0)
 		}
-		if r.len() != 0 || len(r.root.children) > 0 {
+		if r.len() != 0 || !r.root.children.none() {
 			t.Error("the retained store is not empty after all were removed")
 		}
 	})
