@@ -52,6 +52,8 @@ func (m *Manager) end(s *Session, reason string) {
 	if s.j != nil {
 		e.number, e.recs = s.j.number, s.j.recs
 	}
+	s.m.memory.Add(-s.counted)
+	s.counted = 0
 	s.flight = flight{}
 	s.filters, s.inbound, s.stock = nil, nil, nil
 	s.wake.Broadcast()

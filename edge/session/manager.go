@@ -5,6 +5,7 @@ import (
 	"hash/maphash"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"tidegate/buffer"
@@ -19,6 +20,9 @@ type Options struct {
 	// LiveBytes bounds the QoS 0 part of it, for a client that is connected and slow; what comes is dropped at the bound.
 	// 0 means 4 MiB.
 	LiveBytes int64
+	// MemoryBytes bounds what waits and is in flight in memory, for all sessions together: QoS 0, and everything of sessions that are
+	// not stored. Beyond it a session that has much drops as much as it gets. 0 means twice QueueBytes.
+	MemoryBytes int64
 	// RetainedLimit is how many topics may have a retained message. 0 means none.
 	RetainedLimit int
 	// RetainedBytes bounds the memory that retained messages take. 0 means 64 MiB.
@@ -75,6 +79,7 @@ func DropReasons() []string {
 type Manager struct {
 	o        Options
 	tree     tree
+	memory   atomic.Int64 // of all sessions, see memory.go
 	retained retainedStore
 	// retaining makes keeping a retained message and giving it out one step for each topic (by its hash), so that what
 	// subscribers saw last is what is kept. It is taken before any other lock.
@@ -103,6 +108,9 @@ type Manager struct {
 func New(o Options) *Manager {
 	if o.QueueBytes == 0 {
 		o.QueueBytes = 64 << 20
+	}
+	if o.MemoryBytes == 0 {
+		o.MemoryBytes = 2 * o.QueueBytes
 	}
 	if o.LiveBytes == 0 {
 		o.LiveBytes = 4 << 20

@@ -59,7 +59,7 @@ func (s *Session) ready() bool {
 		return s.flight.ring.at(s.flight.resend).state != sent || s.flight.open < s.flight.window
 	}
 	e := s.queue.Peek()
-	return e != nil && (e.QoS == 0 || !s.flight.full())
+	return e != nil && (e.QoS == 0 || !s.flight.full() && !s.sated())
 }
 
 // encode appends packets to b as far as the window and the size of a batch allow. What was in flight before the
@@ -85,6 +85,7 @@ func (s *Session) encode(conn Conn, b []byte) (_ []byte, current bool) {
 		s.j.moved = true
 		s.j.exactly = exactly
 	}
+	s.account()
 	return b, true
 }
 
@@ -179,6 +180,7 @@ func (s *Session) Puback(conn Conn, id uint16) {
 	if o := s.flight.find(id); s.link.conn == conn && o != nil && o.entry.QoS == 1 && o.open {
 		s.done(&o.entry)
 		s.flight.finish(o)
+		s.account()
 		s.wake.Signal()
 	}
 }
@@ -196,6 +198,7 @@ func (s *Session) Pubrec(conn Conn, id uint16, ok bool) (known bool) {
 	if !ok {
 		s.done(&o.entry)
 		s.flight.finish(o)
+		s.account()
 		s.wake.Signal()
 		s.mu.Unlock()
 		return false
@@ -214,6 +217,7 @@ func (s *Session) Pubrec(conn Conn, id uint16, ok bool) (known bool) {
 			t = s.m.store.ticket(s.j.pos)
 		}
 		s.flight.release(o)
+		s.account()
 		s.wake.Signal() // there may be room for more
 	})
 	if s.j != nil && known {

@@ -58,6 +58,7 @@ type Session struct {
 	filters map[string]*Subscription
 	levels  int // of all filters together
 	queue   Queue
+	counted int64 // of what is in memory, in Manager.memory
 	now     int64 // bytes of QoS 0 in queue, without what the retained store holds anyway
 	flight  flight
 	inbound map[uint16]message.Ticket // open QoS 2 receives
@@ -122,23 +123,27 @@ func (s *Session) deliver(e Entry) outcome {
 	case s.ended, !s.may(e.Msg.Topic):
 		return refused
 	case e.QoS > 0:
-		if e.polite && !s.fits(e.Size()) {
+		if e.polite && (!s.fits(e.Size()) || s.j == nil && s.greedy(e.Size())) {
 			return refused
 		}
 		if s.j != nil && e.seq == 0 && s.link.conn == nil {
 			s.m.drop(dropUnstored, 1)
 			return dropped
 		}
-		s.makeRoom(e.Size())
+		if s.makeRoom(e.Size()); !s.displace(e.Size()) {
+			s.m.drop(dropFull, 1)
+			return dropped
+		}
 	case s.link.conn == nil:
 		return refused // QoS 0 is not kept for who is away [MQTT-3.1.2-23]
-	case s.now+e.Size() > s.m.o.LiveBytes:
+	case s.now+e.Size() > s.m.o.LiveBytes || s.greedy(e.Size()):
 		s.m.drop(dropSlow, 1)
 		return dropped
 	default:
 		s.now += e.Size()
 	}
 	s.queue.Append(e)
+	s.account()
 	s.wake.Signal()
 	return queued
 }
@@ -151,9 +156,9 @@ func (s *Session) takes(e Entry) outcome {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch {
-	case s.ended, !s.may(e.Msg.Topic), e.QoS == 0 && s.link.conn == nil, e.QoS > 0 && e.polite && !s.fits(e.Size()):
+	case s.ended, !s.may(e.Msg.Topic), e.QoS == 0 && s.link.conn == nil, e.QoS > 0 && e.polite && (!s.fits(e.Size()) || s.j == nil && s.greedy(e.Size())):
 		return refused
-	case e.QoS == 0 && s.now+e.Size() > s.m.o.LiveBytes:
+	case e.QoS == 0 && (s.now+e.Size() > s.m.o.LiveBytes || s.greedy(e.Size())):
 		s.m.drop(dropSlow, 1)
 		return dropped
 	}
