@@ -3,6 +3,8 @@ package session
 import (
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
+	"runtime"
 	"testing"
 	"time"
 
@@ -61,5 +63,67 @@ func BenchmarkRoute(b *testing.B) {
 				}
 			}
 		})
+	}
+}
+
+// BenchmarkRestore measures opening a log in which 400,000 messages of 500 bytes wait for ten sessions, and making these again; and
+// the memory that is in use then.
+func BenchmarkRestore(b *testing.B) {
+	const messages, away = 400_000, 10
+	dir := b.TempDir()
+	open := func() (*buffer.Log, *Manager) {
+		l, err := buffer.Open(dir, buffer.Options{Compress: true, Sync: time.Second})
+		if err != nil {
+			b.Fatal(err)
+		}
+		st, err := OpenStore(l, 1<<30, slog.New(slog.DiscardHandler))
+		if err != nil {
+			b.Fatal(err)
+		}
+		allow := func(string, string) func(string) bool { return allowAll }
+		return l, New(Options{Store: st, QueueBytes: 1 << 30, Allow: allow, MaxExpiry: time.Hour})
+	}
+	l, m := open()
+	for i := range away {
+		conn := &null{}
+		s, _, _ := m.Attach(Connect{Conn: conn, Client: fmt.Sprint("c", i), Version: 5, Expiry: time.Hour, Allow: allowAll})
+		s.Subscribe(conn, []*Subscription{{Filter: "plant/#", QoS: 1}}, nil)
+		m.Detach(s, conn)
+		s.Left(nil)
+	}
+	noise := rand.New(rand.NewPCG(1, 1))
+	for range messages {
+		payload := make([]byte, 500)
+		for i := range payload {
+			payload[i] = byte(noise.Uint32())
+		}
+		m.Publish(&message.Message{ID: message.NewID(), Topic: "plant/line/press/temperature", Payload: payload, QoS: 1, Received: time.Now()}, "d")
+	}
+	m.Flush()
+	if err := l.Close(); err != nil {
+		b.Fatal(err)
+	}
+	b.ResetTimer()
+	for b.Loop() {
+		var before, after runtime.MemStats
+		runtime.GC()
+		runtime.ReadMemStats(&before)
+		l, m := open()
+		b.StopTimer()
+		runtime.GC()
+		runtime.ReadMemStats(&after)
+		if n := m.Len(); n != away {
+			b.Fatalf("%d sessions", n)
+		}
+		for _, s := range m.All() {
+			if n := s.queue.Len(); n != messages {
+				b.Fatalf("%d messages wait", n)
+			}
+		}
+		b.ReportMetric(float64(after.HeapAlloc-before.HeapAlloc)/(1<<20), "MiB")
+		if err := l.Close(); err != nil {
+			b.Fatal(err)
+		}
+		b.StartTimer()
 	}
 }
