@@ -52,6 +52,7 @@ func (m *Manager) end(s *Session, reason string) {
 	if s.j != nil {
 		e.number, e.recs = s.j.number, s.j.recs
 	}
+	s.addLevels(-s.levels)
 	s.m.memory.Add(-s.counted)
 	s.counted = 0
 	s.flight = flight{}

@@ -80,6 +80,7 @@ type Manager struct {
 	o        Options
 	tree     tree
 	memory   atomic.Int64 // of all sessions, see memory.go
+	levels   atomic.Int64 // of all filters together
 	retained retainedStore
 	// retaining makes keeping a retained message and giving it out one step for each topic (by its hash), so that what
 	// subscribers saw last is what is kept. It is taken before any other lock.

@@ -61,6 +61,9 @@ func TestMemoryOfAll(t *testing.T) {
 				if n := m.memory.Load(); n != 0 {
 					t.Errorf("%d bytes counted of nothing", n)
 				}
+				if n := m.levels.Load(); n != 0 {
+					t.Errorf("%d levels counted of nothing", n)
+				}
 			})
 		}
 	}

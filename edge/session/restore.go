@@ -239,7 +239,7 @@ func (m *Manager) settleSession(r *restored) {
 	r.restoreFlight()
 	for _, sub := range r.subs {
 		if _, had := s.filters[sub.Filter]; !had {
-			s.levels += levelsOf(sub.Filter)
+			s.addLevels(levelsOf(sub.Filter))
 		}
 		s.filters[sub.Filter] = sub
 	}

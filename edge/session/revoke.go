@@ -54,7 +54,7 @@ func (s *Session) Revoke(allowed func(filter string) bool) (lost []string) {
 // forget removes a subscription that is there. The caller holds mu.
 func (s *Session) forget(filter string, sub *Subscription) {
 	delete(s.filters, filter)
-	s.levels -= levelsOf(filter)
+	s.addLevels(-levelsOf(filter))
 	if group, _ := splitShared(filter); group == "" && !sub.denied {
 		s.subs.Add(-1)
 	}

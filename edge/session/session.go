@@ -199,11 +199,12 @@ func (s *Session) pop() Entry {
 	return e
 }
 
-// Bounds of what subscriptions take, in levels of filters: each is a node of the tree in memory, of 100 to 400 bytes.
+// Bounds of what subscriptions take, in levels of filters: each is a node of the tree in memory, of 100 to 400 bytes where it is not
+// shared. 64 bytes of a filter count as a level too.
 const (
-	maxLevels    = 100_000 // of one session, levels that it shares with others included
-	maxTreeNodes = 500_000 // of all; beyond that a session gets no more than fewLevels
-	fewLevels    = 500
+	maxLevels = 100_000 // of one session
+	allLevels = 500_000 // of all; beyond that a session gets no more than fewLevels
+	fewLevels = 500
 )
 
 // Room reports whether filter, which s may have already, may be subscribed to. n is how many filters may be in use at most, and
@@ -215,7 +216,7 @@ func (s *Session) Room(filter string, n int, more *Added) bool {
 		return true
 	}
 	most := maxLevels
-	if s.m.tree.n.Load() > maxTreeNodes {
+	if s.m.levels.Load() > allLevels {
 		most = fewLevels
 	}
 	levels := levelsOf(filter)
@@ -230,7 +231,13 @@ func (s *Session) Room(filter string, n int, more *Added) bool {
 // Added is what a packet adds to a session's subscriptions.
 type Added struct{ filters, levels int }
 
-func levelsOf(filter string) int { return 1 + strings.Count(filter, "/") }
+func levelsOf(filter string) int { return 1 + strings.Count(filter, "/") + len(filter)/64 }
+
+// addLevels counts n more levels of filters. mu is held, or nobody else sees the session.
+func (s *Session) addLevels(n int) {
+	s.levels += n
+	s.m.levels.Add(int64(n))
+}
 
 // Receive reports whether the QoS 2 packet identifier id is in use by the client, and the ticket of that message.
 func (s *Session) Receive(id uint16) (message.Ticket, bool) {

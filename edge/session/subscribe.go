@@ -88,7 +88,7 @@ func (s *Session) subscribe(subs []*Subscription) {
 		old, had := s.filters[sub.Filter]
 		sub.fresh = !had
 		if s.filters[sub.Filter] = sub; !had {
-			s.levels += levelsOf(sub.Filter)
+			s.addLevels(levelsOf(sub.Filter))
 		}
 		if group, _ := splitShared(sub.Filter); (!had || old.denied) && group == "" {
 			s.subs.Add(1)

@@ -4,7 +4,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 )
 
 // target is somebody who subscribes: a Session or a handler of this process.
@@ -41,7 +40,6 @@ type match struct {
 type tree struct {
 	mu   sync.RWMutex
 	root node
-	n    atomic.Int64 // nodes
 }
 
 type node struct {
@@ -59,8 +57,7 @@ func (tr *tree) add(t target, sub *Subscription) {
 	group, filter := splitShared(sub.Filter)
 	tr.mu.Lock()
 	defer tr.mu.Unlock()
-	n, made := tr.root.make(filter)
-	tr.n.Add(made)
+	n := tr.root.make(filter)
 	if group == "" {
 		if i := slices.IndexFunc(n.subs, func(m match) bool { return m.target == t }); i >= 0 {
 			n.subs[i].sub = sub
@@ -91,7 +88,7 @@ func (tr *tree) remove(t target, filter string) {
 	} else {
 		n.shares = slices.DeleteFunc(n.shares, func(s *share) bool { return s.group == group && s.leave(t) == 0 })
 	}
-	tr.n.Add(-n.prune())
+	n.prune()
 }
 
 // share returns the shared subscription with that filter; nil when nobody has it any more.
@@ -143,15 +140,13 @@ func (n *node) gather(out []match) []match {
 	return out
 }
 
-// make returns the node of filter and how many had to be made for it.
-func (n *node) make(filter string) (_ *node, made int64) {
+func (n *node) make(filter string) *node {
 	for more := true; more; {
 		var level string
 		level, filter, more = strings.Cut(filter, "/")
 		c := n.child(level)
 		if c == nil {
 			c = &node{parent: n, level: level}
-			made++
 			switch level {
 			case "+":
 				n.plus = c
@@ -163,7 +158,7 @@ func (n *node) make(filter string) (_ *node, made int64) {
 		}
 		n = c
 	}
-	return n, made
+	return n
 }
 
 func (n *node) find(filter string) *node {
@@ -185,8 +180,8 @@ func (n *node) child(level string) *node {
 	return n.children.get(level)
 }
 
-// prune removes n and its ancestors as far as they are empty, and returns how many.
-func (n *node) prune() (gone int64) {
+// prune removes n and its ancestors as far as they are empty.
+func (n *node) prune() {
 	for n.parent != nil && len(n.subs) == 0 && len(n.shares) == 0 && n.children.none() && n.plus == nil && n.hash == nil {
 		p := n.parent
 		switch n.level {
@@ -198,7 +193,5 @@ func (n *node) prune() (gone int64) {
 			p.children.drop(n.level)
 		}
 		n = p
-		gone++
 	}
-	return gone
 }
