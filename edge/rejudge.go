@@ -71,6 +71,9 @@ func (b *Broker) judge(s *session.Session) bool {
 	if !ok {
 		return false
 	}
+	if ended, _ := p.Cause(); ended != "" {
+		return false // it is about to leave
+	}
 	code, why := p.unwelcome()
 	if why == "" && len(lost) > 0 {
 		code, why = b.notAuthorized(), subscriptionLost
