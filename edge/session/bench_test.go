@@ -30,14 +30,7 @@ func BenchmarkRoute(b *testing.B) {
 				b.Fatal(err)
 			}
 			m := New(Options{Store: st, QueueBytes: 1 << 30})
-			for i := range away {
-				conn := &null{}
-				s, _, _ := m.Attach(Connect{Conn: conn, Client: fmt.Sprint("c", i), Version: 5, Expiry: time.Hour, Allow: allowAll})
-				s.Subscribe(conn, []*Subscription{{Filter: "plant/#", QoS: 1}}, nil)
-				m.Detach(s, conn)
-				s.Left(nil)
-			}
-			m.Flush()
+			leaveAway(m, away)
 			var last message.Ticket
 			var scratch []byte
 			take := func(msg *message.Message, r Riders) (message.Ticket, error) {
@@ -66,6 +59,18 @@ func BenchmarkRoute(b *testing.B) {
 	}
 }
 
+// leaveAway makes n kept sessions without a connection that take everything below plant.
+func leaveAway(m *Manager, n int) {
+	for i := range n {
+		conn := &null{}
+		s, _, _ := m.Attach(Connect{Conn: conn, Client: fmt.Sprint("c", i), Version: 5, Expiry: time.Hour, Allow: allowAll})
+		s.Subscribe(conn, []*Subscription{{Filter: "plant/#", QoS: 1}}, nil)
+		m.Detach(s, conn)
+		s.Left(nil)
+	}
+	m.Flush()
+}
+
 // BenchmarkRestore measures opening a log in which 400,000 messages of 500 bytes wait for ten sessions, and making these again; and
 // the memory that is in use then.
 func BenchmarkRestore(b *testing.B) {
@@ -84,13 +89,7 @@ func BenchmarkRestore(b *testing.B) {
 		return l, New(Options{Store: st, QueueBytes: 1 << 30, Allow: allow, MaxExpiry: time.Hour})
 	}
 	l, m := open()
-	for i := range away {
-		conn := &null{}
-		s, _, _ := m.Attach(Connect{Conn: conn, Client: fmt.Sprint("c", i), Version: 5, Expiry: time.Hour, Allow: allowAll})
-		s.Subscribe(conn, []*Subscription{{Filter: "plant/#", QoS: 1}}, nil)
-		m.Detach(s, conn)
-		s.Left(nil)
-	}
+	leaveAway(m, away)
 	noise := rand.New(rand.NewPCG(1, 1))
 	for range messages {
 		payload := make([]byte, 500)
