@@ -119,7 +119,7 @@ func BenchmarkRestore(b *testing.B) {
 				b.Fatalf("%d messages wait", n)
 			}
 		}
-		b.ReportMetric(float64(after.HeapAlloc-before.HeapAlloc)/(1<<20), "MiB")
+		b.ReportMetric(float64(int64(after.HeapAlloc)-int64(before.HeapAlloc))/(1<<20), "MiB")
 		if err := l.Close(); err != nil {
 			b.Fatal(err)
 		}
