@@ -2,6 +2,7 @@ package admin
 
 import (
 	"encoding/json"
+	"fmt"
 	"net"
 	"net/http"
 	"net/netip"
@@ -42,6 +43,8 @@ type Change struct {
 	Change  string `json:"change"`  // added, removed or changed
 	// Keys are those that changed; none where the whole table came or went.
 	Keys []string `json:"keys,omitempty"`
+	// Left is how many records an uplink that was removed left on disk.
+	Left uint64 `json:"left,omitempty"`
 }
 
 // String is a change for people.
@@ -49,6 +52,10 @@ func (c Change) String() string {
 	s := c.Section + ": " + c.Change
 	if len(c.Keys) > 0 {
 		s += ": " + strings.Join(c.Keys, ", ")
+	}
+	if c.Left > 0 {
+		s += fmt.Sprintf("; %d records stay on disk until it is back, or tidegate buffer purge --yes --uplink %s",
+			c.Left, strings.TrimPrefix(c.Section, "uplink."))
 	}
 	return s
 }

@@ -63,7 +63,7 @@ func TestReloadAnswers(t *testing.T) {
 	refused, failed := Reload{}, Reload{}
 	refused.Refuse(config.Problems{{File: "gw.toml", Line: 3, Column: 1, Key: "x", Severity: config.Error, Message: "unknown key"}})
 	failed.Fail(errors.New("address already in use"))
-	applied := Reload{Result: ReloadApplied, Changed: []Change{{"route.a", "changed", []string{"from"}}}}
+	applied := Reload{Result: ReloadApplied, Changed: []Change{{Section: "route.a", Change: "changed", Keys: []string{"from"}}}}
 	for code, r := range map[int]Reload{200: applied, 422: refused, 500: failed} {
 		source.reload = r
 		resp, err := http.Post(base+"/api/v1/reload", "", nil)

@@ -69,8 +69,9 @@ func (u *uplinks) set(fresh map[string]*uplink.Client, keep map[string]config.Up
 			c.Tell(m)
 		}
 	}
-	for name := range u.clients {
+	for name, c := range u.clients {
 		if _, ok := keep[name]; !ok {
+			c.Forget()
 			delete(u.clients, name)
 		}
 	}

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"tidegate/admin"
+	"tidegate/admin/metrics"
 	"tidegate/config"
 	"tidegate/forwarder"
 	"tidegate/forwarder/uplink"
@@ -105,6 +106,7 @@ func (g *gateway) follow(next *config.Config, r *admin.Reload) {
 		r.Fail(err)
 		return
 	}
+	g.countLeft(d.changes)
 	r.Changed = append(d.changes, g.readFiles(d.auth)...)
 	r.Result = admin.ReloadUnchanged
 	if len(r.Changed) > 0 {
@@ -113,6 +115,22 @@ func (g *gateway) follow(next *config.Config, r *admin.Reload) {
 	g.current.Store(d.next)
 	if !config.Same(old.Listeners, d.next.Listeners) || len(d.bridges) > 0 {
 		g.log.Info("listening", g.bound()...)
+	}
+}
+
+// countLeft notes what uplinks that were removed left on disk: nobody sends it, and no look at the uplinks shows it any more.
+func (g *gateway) countLeft(changes []admin.Change) {
+	for i := range changes {
+		c := &changes[i]
+		name, is := strings.CutPrefix(c.Section, "uplink.")
+		if !is || c.Change != removed {
+			continue
+		}
+		for _, q := range g.buffer.Queues() {
+			if uplink, _, kind := metrics.SplitQueue(q.Name); uplink == name && kind == metrics.Lane {
+				c.Left += q.Records
+			}
+		}
 	}
 }
 

@@ -329,3 +329,42 @@ func TestReloadIsTakenBack(t *testing.T) {
 		t.Errorf("listening on %v", a)
 	}
 }
+
+// TestReloadRemovesUplink: what a removed uplink leaves is told with the change, and nobody is told that it is not connected. An uplink
+// of a reload that failed was never there.
+func TestReloadRemovesUplink(t *testing.T) {
+	const connected = "tidegate_uplink_connected{uplink="
+	base := oneListener + withAdmin + oneRoute
+	cloud := uplinkTo(freePort(t), "")
+	g := startGateway(t, writeConfig(t, base+cloud))
+	g.pub(t, numbered(10), "-t", "plant/a", "-l", "-q", "1").want(t, exitOK, "", "")
+
+	taken, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = taken.Close() }()
+	second := strings.ReplaceAll(cloud, "cloud", "second") + "[listener.b]\nlisten = \"mqtt://" + taken.Addr().String() + "\"\n"
+	g.rewrite(t, base+cloud+second)
+	g.reload(t).want(t, exitFailed, "", "address already in use")
+	if _, text := g.get(t, "/metrics"); strings.Contains(text, connected+`"second"`) || !strings.Contains(text, connected+`"cloud"} 0`) {
+		t.Error("the metrics show other uplinks than there are")
+	}
+
+	g.rewrite(t, base)
+	g.reload(t).want(t, exitOK, "uplink.cloud: removed; 10 records stay on disk until it is back, or tidegate buffer purge --yes --uplink cloud\n", "")
+	if log := g.err.String(); !strings.Contains(log, "uplink.cloud: removed; 10 records stay on disk") {
+		t.Errorf("the log does not say what was left: %s", log)
+	}
+	if _, text := g.get(t, "/metrics"); strings.Contains(text, connected) {
+		t.Error("the metrics still say whether the uplink is connected")
+	}
+	g.rewrite(t, base+cloud)
+	g.reload(t).want(t, exitOK, "uplink.cloud: added\n", "")
+	if s := g.status(t); len(s.Uplinks) != 1 || s.Uplinks[0].Records != 10 {
+		t.Errorf("after its return: %+v", s.Uplinks)
+	}
+	if _, text := g.get(t, "/metrics"); !strings.Contains(text, connected+`"cloud"} 0`) {
+		t.Error("the metrics do not say whether the uplink is connected")
+	}
+}

@@ -138,7 +138,7 @@ func TestServersAreTriedInOrder(t *testing.T) {
 		if h.reconnects(endNetwork) < 1 || h.reconnects(endRefused) < 1 {
 			t.Error("the failed attempts were not counted")
 		}
-		if testutil.ToFloat64(h.metrics.connected) != 1 {
+		if testutil.ToFloat64(h.metrics.connected()) != 1 {
 			t.Error("tidegate_uplink_connected is not 1")
 		}
 		// When the link goes, the first server gets its chance again.
@@ -394,7 +394,7 @@ func TestStatusTopicAndWill(t *testing.T) {
 		if n := len(peer.Wills()); n != 1 {
 			t.Errorf("the orderly end published the will: %d wills", n)
 		}
-		if testutil.ToFloat64(h.metrics.connected) != 0 || h.Status().Connected {
+		if testutil.ToFloat64(h.metrics.connected()) != 0 || h.Status().Connected {
 			t.Error("still counted as connected after the end")
 		}
 	})
@@ -534,16 +534,31 @@ func TestWillOfAnotherServer(t *testing.T) {
 	}
 }
 
+// TestMetricsAreSharedByUplinks: each that runs has a series, one that never ran has none, and one that is forgotten none any more.
 func TestMetricsAreSharedByUplinks(t *testing.T) {
 	h := open(t, variants()[0], nil, "mqtt://127.0.0.1")
 	c := config.Uplink{Servers: []string{"mqtt://127.0.0.1"}, Protocol: "3.1.1"}
-	if _, err := New("second", c, "gw", h.Client.log, h.reg); err != nil {
+	second, err := New("second", c, "gw", h.Client.log, h.reg)
+	if err != nil {
 		t.Fatal(err)
 	}
-	n, err := testutil.GatherAndCount(h.reg, "tidegate_uplink_connected")
-	if err != nil || n != 2 {
-		t.Errorf("%d series, %v", n, err)
+	series := func(want int) {
+		t.Helper()
+		if n, err := testutil.GatherAndCount(h.reg, "tidegate_uplink_connected"); err != nil || n != want {
+			t.Errorf("%d series, want %d, %v", n, want, err)
+		}
 	}
+	series(0)
+	over, cancel := context.WithCancel(context.Background())
+	cancel()
+	for _, client := range []*Client{h.Client, second} {
+		if err := client.Run(over, nil); err != nil {
+			t.Error(err)
+		}
+	}
+	series(2)
+	second.Forget()
+	series(1)
 }
 
 func TestBadSettings(t *testing.T) {

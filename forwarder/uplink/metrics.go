@@ -8,7 +8,8 @@ import (
 
 // metrics are the metrics of one uplink. Several uplinks share the vectors.
 type metrics struct {
-	connected  prometheus.Gauge
+	connected  func() prometheus.Gauge // makes it where there is none
+	forget     func()                  // removes connected
 	reconnects *prometheus.CounterVec
 	commands   *prometheus.CounterVec
 	stripped   *prometheus.CounterVec
@@ -43,7 +44,9 @@ func newMetrics(reg prometheus.Registerer, name string) (*metrics, error) {
 		return nil, err
 	}
 	return &metrics{
-		connected:  connected.With(uplink), // 0 when it is new; one of the same name may still be connected
+		// One that is prepared and never run shows nothing, and one of the same name may still be connected.
+		connected:  func() prometheus.Gauge { return connected.With(uplink) },
+		forget:     func() { connected.Delete(uplink) },
 		reconnects: reconnects.MustCurryWith(uplink),
 		commands:   commands.MustCurryWith(uplink),
 		stripped:   stripped.MustCurryWith(uplink),

@@ -59,6 +59,7 @@ func (p pace) after(failures int, lived time.Duration, useful bool) int {
 // growing pauses; those of other topics are handed over meanwhile, and the cloud keeps all of them until then.
 func (c *Client) Run(ctx context.Context, commands message.Handler) error {
 	defer c.over()
+	c.metrics.connected() // shown from now on
 	failures := 0
 	for next := 0; ctx.Err() == nil; {
 		started := time.Now()

@@ -113,6 +113,9 @@ func New(name string, c config.Uplink, gatewayID string, log *slog.Logger, reg p
 // called before Run.
 func (c *Client) SetVersion(version string) { c.version = version }
 
+// Forget takes the uplink out of the metrics that say how uplinks are now. It is called after Run, when the uplink is removed.
+func (c *Client) Forget() { c.metrics.forget() }
+
 // Connected waits for a connection and returns it. A Link that was lost is never returned; the one in use is returned
 // again to everybody who asks. It fails when ctx ends, and with ErrDisconnected when Run has ended.
 func (c *Client) Connected(ctx context.Context) (Link, error) {
@@ -182,7 +185,7 @@ func (l *link) Close(reason error) {
 // up makes l the connection that Connected returns.
 func (c *Client) up(sv server, l *link) {
 	info := l.conn.info()
-	c.metrics.connected.Set(1)
+	c.metrics.connected().Set(1)
 	c.mu.Lock()
 	c.link = l
 	c.status.Connected, c.status.Server, c.status.Since = true, sv.url, time.Now()
@@ -195,7 +198,7 @@ func (c *Client) up(sv server, l *link) {
 
 // down takes back what up gave.
 func (c *Client) down() {
-	c.metrics.connected.Set(0)
+	c.metrics.connected().Set(0)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.link, c.leaving = nil, nil
