@@ -59,6 +59,8 @@ type Bridge struct {
 	pace    pace
 	// noRetain leaves the retain flag off the will, for a broker that refused it. Only Run uses it.
 	noRetain bool
+	// last is the server of the last connection. Only Run uses it.
+	last string
 
 	// telling is held while the status changes and OnStatus hears of it, so that it hears changes in their order.
 	telling sync.Mutex
@@ -191,6 +193,10 @@ func (b *Bridge) once(ctx context.Context, s server) (made bool, err error) {
 	l, err := b.connect(dialing, s)
 	if err != nil {
 		return false, err
+	}
+	if s.url != b.last { // its identifiers may be those of other messages
+		b.held.forget()
+		b.last = s.url
 	}
 	b.logged = ""
 	b.figures.connects.Add(1)

@@ -92,17 +92,29 @@ func (r *receipts) settle(p *receipt, code byte, err error) {
 	r.answer(acks)
 }
 
-// nextLost gives out the oldest message that the disk did not take, to be offered and settled again; nil when there is none.
-func (r *receipts) nextLost() (p *receipt, lost error) {
+// anyLost returns why the disk did not take a message that waits to be offered again; nil: there is none.
+func (r *receipts) anyLost() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for _, p := range r.wait {
 		if p.lost != nil {
-			lost, p.lost = p.lost, nil
-			return p, lost
+			return p.lost
 		}
 	}
-	return nil, nil
+	return nil
+}
+
+// nextLost gives out the oldest message that the disk did not take, to be offered and settled again; nil when there is none.
+func (r *receipts) nextLost() *receipt {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, p := range r.wait {
+		if p.lost != nil {
+			p.lost = nil
+			return p
+		}
+	}
+	return nil
 }
 
 // waiting is how many messages wait for the disk.

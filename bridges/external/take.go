@@ -83,15 +83,16 @@ func (l *link) acknowledge(p *receipt, t message.Ticket) {
 // acknowledged: should this gateway die meanwhile, the broker has them.
 func (l *link) takeAgain(ctx context.Context) {
 	for wait := busyFirst; ; wait = min(2*wait, busyLimit) {
-		p, lost := l.receipts.nextLost()
-		if p == nil {
+		lost := l.receipts.anyLost()
+		if lost == nil {
 			return
 		}
 		l.b.log.Warn("the disk did not keep messages that were taken; they are handed over again", "error", lost)
 		if !sleep(ctx, wait) {
 			return
 		}
-		for ; p != nil; p, _ = l.receipts.nextLost() {
+		// The oldest is looked for now: the disk may have told of later ones first.
+		for p := l.receipts.nextLost(); p != nil; p = l.receipts.nextLost() {
 			t, err := l.b.accept(ctx, &p.a, nil)
 			if ctx.Err() != nil && err != nil {
 				return
