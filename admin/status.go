@@ -61,7 +61,7 @@ type BufferStatus struct {
 	// new ones refused.
 	NoSpace   bool  `json:"no_space"`
 	DiskBytes int64 `json:"disk_bytes"`
-	// WrittenPerByte is how many bytes the disk was given for each byte of the records, since the start; 0 when there was none.
+	// WrittenPerByte is how many bytes the disk was given for each byte of the records, since the start; 0 before there was a MiB of them.
 	WrittenPerByte float64 `json:"written_per_byte"`
 	Damaged        uint64  `json:"damaged"` // records lost to damage, since the data folder exists
 	LastError      string  `json:"last_error"`

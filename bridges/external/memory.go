@@ -2,11 +2,11 @@ package external
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"sync"
 
 	"tidegate/config"
@@ -17,27 +17,26 @@ import (
 type memory struct {
 	mu       sync.Mutex
 	file     string // empty: nothing is remembered
-	server   string
 	clientID string
 	filters  []string // what the session may have; nil: nothing is known
 }
 
-// remembered is the content of the file.
+// remembered is the content of the file. It does not say at which server: servers may come and go in the configuration, and to give up
+// what a session does not have harms nobody.
 type remembered struct {
-	Server   string   `json:"server"`
 	ClientID string   `json:"client_id"`
 	Filters  []string `json:"filters"`
 }
 
 func newMemory(dir string, c config.External) *memory {
-	m := &memory{clientID: c.ClientID, server: strings.Join(c.Servers, " ")}
+	m := &memory{clientID: c.ClientID}
 	if dir == "" {
 		return m
 	}
 	m.file = filepath.Join(dir, "broker.session")
 	var r remembered
 	// Without the file, or with one that cannot be read, nothing is known of an earlier session.
-	if b, err := os.ReadFile(m.file); err == nil && json.Unmarshal(b, &r) == nil && r.ClientID == m.clientID && r.Server == m.server {
+	if b, err := os.ReadFile(m.file); err == nil && json.Unmarshal(b, &r) == nil && r.ClientID == m.clientID {
 		m.filters = r.Filters
 	}
 	return m
@@ -85,17 +84,27 @@ func (m *memory) save(filters []string) error {
 	if same || m.file == "" {
 		return nil
 	}
-	b, err := json.Marshal(remembered{Server: m.server, ClientID: m.clientID, Filters: filters})
+	b, err := json.Marshal(remembered{ClientID: m.clientID, Filters: filters})
 	if err != nil {
 		return fmt.Errorf("remember the subscriptions: %w", err)
 	}
-	if err := os.WriteFile(m.file+".new", b, 0o600); err != nil {
+	if err := writeSynced(m.file+".new", b); err != nil {
 		return fmt.Errorf("remember the subscriptions: %w", err)
 	}
 	if err := os.Rename(m.file+".new", m.file); err != nil {
 		return fmt.Errorf("remember the subscriptions: %w", err)
 	}
 	return nil
+}
+
+// writeSynced writes a file that is on the disk when it returns.
+func writeSynced(name string, b []byte) error {
+	f, err := os.OpenFile(name, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(b)
+	return errors.Join(err, f.Sync(), f.Close())
 }
 
 // remember logs that the file could not be written: all works on, but for a change of the configuration.

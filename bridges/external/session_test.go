@@ -232,6 +232,10 @@ func TestMemory(t *testing.T) {
 	if s := newMemory(dir, c).stale(nil, true); !slices.Equal(s, []string{"c"}) {
 		t.Errorf("the session has %v", s)
 	}
+	c.Servers = append(c.Servers, "mqtt://127.0.0.1:2")
+	if s := newMemory(dir, c).stale(nil, true); !slices.Equal(s, []string{"c"}) {
+		t.Errorf("with another server the session has %v", s)
+	}
 	c.ClientID = "other"
 	if s := newMemory(dir, c).stale(nil, true); s != nil {
 		t.Errorf("of another session: %v", s)

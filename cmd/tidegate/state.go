@@ -46,6 +46,10 @@ func (g *gateway) certificates() []certificates {
 	return all
 }
 
+// leastPayload is how much of records has to be on disk before it is said how much was written for each byte: files are made in their
+// full size.
+const leastPayload = 1 << 20
+
 // Status is what `tidegate status` shows.
 func (g *gateway) Status() admin.Status {
 	disk := g.buffer.Stats()
@@ -55,7 +59,7 @@ func (g *gateway) Status() admin.Status {
 		Clients: g.broker.Clients(), Sessions: g.broker.Sessions(), Warnings: g.Warnings(), Reload: g.lastReload(),
 		Buffer: admin.BufferStatus{Writable: disk.LastError == nil, NoSpace: disk.NoSpace, DiskBytes: disk.Bytes},
 	}
-	if disk.PayloadBytes > 0 {
+	if disk.PayloadBytes >= leastPayload {
 		s.Buffer.WrittenPerByte = float64(disk.WrittenBytes) / float64(disk.PayloadBytes)
 	}
 	if disk.LastError != nil {
