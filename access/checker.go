@@ -123,7 +123,7 @@ func (k *Checker) Authenticate(l Login) (Identity, error) {
 	}
 	by := attemptOf(l.From, l.User)
 	wait := func() time.Duration { return k.lockouts.wait(by, time.Now()) }
-	switch k.logins.check(l, hash, known, wait) {
+	switch k.logins.check(l, hash, u.unknown, known, wait) {
 	case good:
 		k.lockouts.passed(by)
 		return id, nil
