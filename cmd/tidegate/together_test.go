@@ -101,3 +101,24 @@ func revokedIn(t *testing.T, path string) int {
 	}
 	return len(list.RevokedCertificateEntries)
 }
+
+// TestAuthTestKnowsTheBounds: what the broker takes from nobody is not allowed, although no rule is against it.
+func TestAuthTestKnowsTheBounds(t *testing.T) {
+	path := configFile(t, "")
+	levels := func(n int) string { return strings.Repeat("a/", n-1) + "a" }
+	for _, c := range []struct {
+		action, topic string
+		code          int
+	}{
+		{"publish", levels(200), exitOK},
+		{"publish", levels(201), exitFailed},
+		{"subscribe", levels(201), exitFailed},
+		{"subscribe", strings.Repeat("a", 4096), exitOK},
+		{"subscribe", strings.Repeat("a", 4097), exitFailed},
+		{"publish", strings.Repeat("a", 4097), exitOK},
+	} {
+		if got := runCommand(cmdAuth, "", "test", "anonymous", c.action, c.topic, "--config", path); got.code != c.code {
+			t.Errorf("%s, %d levels, %d bytes: %d %.80s", c.action, strings.Count(c.topic, "/")+1, len(c.topic), got.code, got.out)
+		}
+	}
+}
