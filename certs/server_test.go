@@ -530,3 +530,26 @@ func TestHalfAList(t *testing.T) {
 		}
 	}
 }
+
+// TestHalfAChain: a certificate whose chain is not written to its end does not replace the one in use, which clients can verify.
+func TestHalfAChain(t *testing.T) {
+	s := newSite(t)
+	server := s.open(nil)
+	before, err := os.ReadFile(s.path("server.crt"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ca, err := os.ReadFile(s.path("ca.crt"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	whole := append(before, ca...)
+	s.put("server.crt", whole[:len(whole)-40])
+	if changed, err := server.Reload(); err == nil {
+		t.Errorf("half a chain is in use: %v", changed)
+	}
+	s.put("server.crt", whole)
+	if changed, err := server.Reload(); len(changed) != 1 || err != nil {
+		t.Errorf("the whole chain: %v, %v", changed, err)
+	}
+}
