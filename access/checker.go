@@ -45,6 +45,9 @@ func (k *Checker) Prepare(c config.Auth) (commit func(), err error) {
 	if err != nil {
 		return nil, err
 	}
+	if old := k.state.Load(); old != nil {
+		u.keepSecret(old.users)
+	}
 	next := &state{users: u, usersFile: c.UsersFile, rules: NewRules(c.Rules)}
 	return func() {
 		k.mu.Lock()
@@ -74,6 +77,7 @@ func (k *Checker) Reload() (changed bool, err error) {
 	if err != nil {
 		return false, err
 	}
+	u.keepSecret(old.users)
 	k.state.Store(&state{users: u, usersFile: old.usersFile, rules: old.rules})
 	k.lockouts.clear()
 	return true, nil
@@ -123,7 +127,7 @@ func (k *Checker) Authenticate(l Login) (Identity, error) {
 	}
 	by := attemptOf(l.From, l.User)
 	wait := func() time.Duration { return k.lockouts.wait(by, time.Now()) }
-	switch k.logins.check(l, hash, known, wait) {
+	switch k.logins.check(l, hash, u.unknown, known, wait) {
 	case good:
 		k.lockouts.passed(by)
 		return id, nil

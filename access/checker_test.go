@@ -111,6 +111,40 @@ func TestSameErrorAndCost(t *testing.T) {
 	}
 }
 
+// TestSameCostOfAllUsers: a wrong password of a user whose hash was made on a slower machine is as much work as that of one who is not there.
+func TestSameCostOfAllUsers(t *testing.T) {
+	hashAt := func(cost int) string {
+		h, err := bcrypt.GenerateFromPassword([]byte("one"), cost)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(h)
+	}
+	u, err := loadUsers(usersFile(t, "a", hashAt(4), "b", hashAt(7), "c", hashAt(5)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"a", "b", "c"} {
+		cost, err := bcrypt.Cost(u.hashes[name])
+		if err != nil {
+			t.Fatal(err)
+		}
+		work := 1 << cost
+		for _, c := range missing(u.hashes[name], u.unknown) {
+			if got, err := bcrypt.Cost(unknownHash(c)); err != nil || got != c {
+				t.Fatalf("%d, %v, want cost %d", got, err, c)
+			}
+			work += 1 << c
+		}
+		if work != 1<<7 {
+			t.Errorf("%s: %d rounds, somebody unknown %d", name, work, 1<<7)
+		}
+	}
+	if more := missing(u.unknown, u.unknown); more != nil {
+		t.Errorf("somebody unknown: %v more", more)
+	}
+}
+
 // TestMemoryOfLogins: what was answered once costs no hash again, and a password that changed is asked for anew.
 func TestMemoryOfLogins(t *testing.T) {
 	l := newLogins()
@@ -119,7 +153,7 @@ func TestMemoryOfLogins(t *testing.T) {
 		password string
 		want     outcome
 	}{{"one", good}, {"two", refused}} {
-		if got := l.check(Login{User: "a", Password: []byte(c.password)}, hash, true, noWait); got != c.want {
+		if got := l.check(Login{User: "a", Password: []byte(c.password)}, hash, hash, true, noWait); got != c.want {
 			t.Errorf("%s: %d", c.password, got)
 		}
 		if got := l.recall(l.tag("a", hash, []byte(c.password))); got != c.want {
@@ -136,7 +170,7 @@ func TestMemoryOfLogins(t *testing.T) {
 			t.Error("another login has the same tag")
 		}
 	}
-	if got := l.check(Login{User: "a", Password: []byte("three")}, hash, false, noWait); got != refused {
+	if got := l.check(Login{User: "a", Password: []byte("three")}, hash, hash, false, noWait); got != refused {
 		t.Errorf("an unknown user: %d", got)
 	}
 	for i := range 3 * maxRemembered {

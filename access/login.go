@@ -65,10 +65,11 @@ func newLogins() *logins {
 	return l
 }
 
-// check reports whether the password of g belongs to hash. A login that is remembered costs no hash; at most limit others wait
+// check reports whether the password of g belongs to hash. A refusal takes as long as one by like, a hash of the highest cost. A login that
+// is remembered costs no hash; at most limit others wait
 // for their turn, beyond that the answer is busy. While wait says that this login has to wait nothing is looked at: not even
 // what is remembered, which would tell a guesser at once when a guess is right.
-func (l *logins) check(g Login, hash []byte, known bool, wait func() time.Duration) outcome {
+func (l *logins) check(g Login, hash, like []byte, known bool, wait func() time.Duration) outcome {
 	if wait() > 0 {
 		return locked
 	}
@@ -91,6 +92,10 @@ func (l *logins) check(g Login, hash []byte, known bool, wait func() time.Durati
 	o := refused
 	if verify(hash, g.Password) && known {
 		o = good
+	} else {
+		for _, cost := range missing(hash, like) {
+			verify(unknownHash(cost), g.Password)
+		}
 	}
 	l.remember(t, o)
 	return o

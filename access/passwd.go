@@ -25,7 +25,8 @@ const SCRAM Method = "scram"
 // SetPassword adds name to the users file at path, or changes its password, and reports whether it was added. The password is
 // prepared for the methods also, and for those that the user had. The file is made when it is not there, and replaced as a
 // whole, so that a reader never sees half of it; comments stay. An existing file keeps its owner and group and loses nothing but
-// what others may do with it; a new one is readable by this user alone.
+// what others may do with it; a new one is readable by this user alone. One at a time: whoever calls it sees to it that nobody
+// else writes the file meanwhile.
 func SetPassword(path, name string, password []byte, also ...Method) (added bool, err error) {
 	return setPassword(path, name, password, affordableCost(), slices.Contains(also, SCRAM))
 }

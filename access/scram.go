@@ -111,6 +111,14 @@ func (u *users) unknownVerifier(name string) config.Verifier {
 	}
 }
 
+// keepSecret makes the salts of users who are not there the same as before: whoever sees one change with the users file would know that
+// its user is not in it. Without users there was no secret.
+func (u *users) keepSecret(before *users) {
+	if len(before.hashes) > 0 {
+		u.secret = before.secret
+	}
+}
+
 // secretOf returns a key that only who can read the users knows.
 func secretOf(list []config.User) []byte {
 	var all []string

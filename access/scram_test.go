@@ -169,3 +169,34 @@ func FuzzSCRAM(f *testing.F) {
 		}
 	})
 }
+
+// TestSaltsOfNobodyStay: what is told of a user who is not there does not change with the users file, as what is told of a true one does not.
+func TestSaltsOfNobodyStay(t *testing.T) {
+	k, path := scramUsers(t)
+	first := func(user string) string {
+		answer, _, err := k.Exchange(someAddress).Step([]byte("n,,n=" + user + ",r=abc"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, salt, _ := strings.Cut(string(answer), ",")
+		return salt
+	}
+	ann, nobody := first("ann"), first("nobody")
+	if _, err := setPassword(path, "carl", []byte("word of carl"), bcrypt.MinCost, true); err != nil {
+		t.Fatal(err)
+	}
+	if changed, err := k.Reload(); !changed || err != nil {
+		t.Fatal(changed, err)
+	}
+	if first("ann") != ann || first("nobody") != nobody {
+		t.Errorf("somebody: %q, then %q; nobody: %q, then %q", ann, first("ann"), nobody, first("nobody"))
+	}
+	commit, err := k.Prepare(config.Auth{UsersFile: path})
+	if err != nil {
+		t.Fatal(err)
+	}
+	commit()
+	if first("nobody") != nobody {
+		t.Error("after a reload of the configuration nobody has another salt")
+	}
+}

@@ -128,12 +128,29 @@ func (s *Server) noteProblems() {
 }
 
 func (s *Server) readPair(next *state) error {
-	pair, err := tls.LoadX509KeyPair(s.c.Cert, s.c.Key)
+	pair, err := loadPair(s.c.Cert, s.c.Key)
 	if err != nil {
 		return fmt.Errorf("certificate %s and key %s: %s", s.c.Cert, s.c.Key, reason(err))
 	}
 	next.pair = &pair
 	return nil
+}
+
+// loadPair is tls.LoadX509KeyPair that takes no chain which is not written to its end.
+func loadPair(cert, key string) (tls.Certificate, error) {
+	chain, err := os.ReadFile(cert)
+	if err != nil {
+		return tls.Certificate{}, err
+	}
+	private, err := os.ReadFile(key)
+	if err != nil {
+		return tls.Certificate{}, err
+	}
+	pair, err := tls.X509KeyPair(chain, private)
+	if err == nil {
+		_, err = config.ParseAuthorities(chain)
+	}
+	return pair, err
 }
 
 // reason is what err says without words that repeat where it is from.

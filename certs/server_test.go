@@ -505,3 +505,51 @@ func TestReloadThroughLinks(t *testing.T) {
 		}
 	}
 }
+
+// TestHalfAList: a file of several lists of which the last one is half written revokes no less than before.
+func TestHalfAList(t *testing.T) {
+	s := newSite(t)
+	one, two := s.device("one"), s.device("two")
+	list := func(c tls.Certificate) []byte {
+		data, err := s.ca.Revoke(nil, []*x509.Certificate{c.Leaf}, time.Now())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return data
+	}
+	whole := append(list(one), list(two)...)
+	s.put("crl", whole)
+	server := s.open(withCRL(s))
+	s.put("crl", whole[:len(whole)-40])
+	if changed, err := server.Reload(); err == nil {
+		t.Errorf("half a file is in use: %v", changed)
+	}
+	for _, c := range []tls.Certificate{one, two} {
+		if _, err := s.handshake(server, s.client(c)); err == nil {
+			t.Errorf("%s came in", c.Leaf.Subject.CommonName)
+		}
+	}
+}
+
+// TestHalfAChain: a certificate whose chain is not written to its end does not replace the one in use, which clients can verify.
+func TestHalfAChain(t *testing.T) {
+	s := newSite(t)
+	server := s.open(nil)
+	before, err := os.ReadFile(s.path("server.crt"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ca, err := os.ReadFile(s.path("ca.crt"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	whole := append(before, ca...)
+	s.put("server.crt", whole[:len(whole)-40])
+	if changed, err := server.Reload(); err == nil {
+		t.Errorf("half a chain is in use: %v", changed)
+	}
+	s.put("server.crt", whole)
+	if changed, err := server.Reload(); len(changed) != 1 || err != nil {
+		t.Errorf("the whole chain: %v, %v", changed, err)
+	}
+}

@@ -8,14 +8,34 @@ import (
 	"fmt"
 )
 
+// errPartial is why a file is not used of which a part can be read: it is just being written, or was cut off. The rest may have
+// been what matters, such as who is revoked.
+var errPartial = errors.New("holds a PEM block that is damaged or not written to its end")
+
+// pemBlocks returns the contents of the blocks of that type. Every block there is has to be whole.
+func pemBlocks(data []byte, typ string) ([][]byte, error) {
+	var found [][]byte
+	n := 0
+	for block, rest := pem.Decode(data); block != nil; block, rest = pem.Decode(rest) {
+		if n++; block.Type == typ {
+			found = append(found, block.Bytes)
+		}
+	}
+	if n != bytes.Count(data, []byte("-----BEGIN")) {
+		return nil, errPartial
+	}
+	return found, nil
+}
+
 // ParseAuthorities reads the certificates of a PEM file. Other blocks in it are passed over, as a file may hold a key too.
 func ParseAuthorities(data []byte) ([]*x509.Certificate, error) {
-	var all []*x509.Certificate
-	for block, rest := pem.Decode(data); block != nil; block, rest = pem.Decode(rest) {
-		if block.Type != "CERTIFICATE" {
-			continue
-		}
-		c, err := x509.ParseCertificate(block.Bytes)
+	blocks, err := pemBlocks(data, "CERTIFICATE")
+	if err != nil {
+		return nil, err
+	}
+	all := make([]*x509.Certificate, 0, len(blocks))
+	for _, der := range blocks {
+		c, err := x509.ParseCertificate(der)
 		if err != nil {
 			return nil, fmt.Errorf("certificate %d in it cannot be read: %w", len(all)+1, err)
 		}
@@ -32,11 +52,9 @@ func ParseAuthorities(data []byte) ([]*x509.Certificate, error) {
 func ParseCRLs(data []byte, authorities []*x509.Certificate) ([]*x509.RevocationList, error) {
 	ders := [][]byte{data}
 	if bytes.Contains(data, []byte("-----BEGIN")) {
-		ders = nil
-		for block, rest := pem.Decode(data); block != nil; block, rest = pem.Decode(rest) {
-			if block.Type == "X509 CRL" {
-				ders = append(ders, block.Bytes)
-			}
+		var err error
+		if ders, err = pemBlocks(data, "X509 CRL"); err != nil {
+			return nil, err
 		}
 	}
 	if len(ders) == 0 {

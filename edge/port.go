@@ -3,6 +3,7 @@ package edge
 import (
 	"fmt"
 	"net"
+	"net/netip"
 	"sync/atomic"
 	"time"
 )
@@ -16,8 +17,14 @@ type port struct {
 	kept atomic.Bool
 }
 
+// openPort listens on address. 0.0.0.0 is every address of IPv4 and no other, which net.Listen would add; a host that is empty or :: is
+// every address of both.
 func openPort(address string) (*port, error) {
-	ln, err := net.Listen("tcp", address)
+	network := "tcp"
+	if at, err := netip.ParseAddrPort(address); err == nil && at.Addr().Is4() {
+		network = "tcp4"
+	}
+	ln, err := net.Listen(network, address)
 	if err != nil {
 		return nil, err
 	}

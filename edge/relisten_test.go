@@ -122,3 +122,26 @@ func TestListenersRefused(t *testing.T) {
 	connect(t, here, rawOptions{ID: "d"})
 	connect(t, b.addr, rawOptions{ID: "e"})
 }
+
+// TestOnlyThatFamily: who configures 0.0.0.0 is not reached over IPv6, which a firewall or a rule for IPv4 knows nothing of. A listener at an
+// IPv6 address of the same port has room beside it, as `check` says.
+func TestOnlyThatFamily(t *testing.T) {
+	p, err := openPort("0.0.0.0:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	_, number, err := net.SplitHostPort(p.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := net.Dial("tcp", net.JoinHostPort("127.0.0.1", number))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = c.Close()
+	if c, err := net.Dial("tcp", net.JoinHostPort("::1", number)); err == nil {
+		_ = c.Close()
+		t.Errorf("%s is reached over IPv6", p.Addr())
+	}
+}

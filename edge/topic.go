@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"strings"
 
+	"tidegate/access"
 	"tidegate/message"
 )
 
@@ -25,6 +26,15 @@ func validFilter(filter string) error {
 		return err
 	}
 	return fewLevels(filter)
+}
+
+// Bounded reports why the broker takes a topic name, or for access.Subscribe a filter, from nobody, although it is valid and rules may
+// allow it.
+func Bounded(action access.Action, topic string) error {
+	if action == access.Subscribe && len(topic) > maxFilterBytes {
+		return fmt.Errorf("%w: a filter of %d bytes, at most %d", message.ErrInvalid, len(topic), maxFilterBytes)
+	}
+	return fewLevels(topic)
 }
 
 func fewLevels(topic string) error {

@@ -6,6 +6,7 @@ import (
 
 	"tidegate/access"
 	"tidegate/config"
+	"tidegate/edge"
 )
 
 // cmdAuth is `tidegate auth test USER publish|subscribe TOPIC`: it says whether the rules allow that and which one decides.
@@ -42,6 +43,9 @@ func cmdAuth(args []string, std stdio) int {
 		fmt.Fprintln(std.err, "tidegate: note: "+note)
 	}
 	d := access.NewRules(c.Auth.Rules).Explain(id, action, rest[3])
+	if err := edge.Bounded(action, rest[3]); d.Allowed && err != nil {
+		d = access.Decision{Text: err.Error()}
+	}
 	verdict, code := "denied", exitFailed
 	if d.Allowed {
 		verdict, code = "allowed", exitOK

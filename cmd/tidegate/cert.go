@@ -362,7 +362,12 @@ func revoke(dir, name string, now time.Time) error {
 	if err != nil {
 		return fmt.Errorf("%s.crt: %w", file, err)
 	}
-	list := filepath.Join(dir, crlFile)
+	list := target(filepath.Join(dir, crlFile)) // replace the list, not the link to it
+	unlock, err := lockBeside(list)
+	if err != nil {
+		return err
+	}
+	defer unlock()
 	old, err := os.ReadFile(list)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
@@ -382,7 +387,8 @@ func revoke(dir, name string, now time.Time) error {
 	return err
 }
 
-// replaceList writes the revocation list beside the old one and moves it over that, so that a gateway never reads half of one.
+// replaceList writes the revocation list beside the old one and moves it over that, so that a gateway never reads half of one. It is on
+// disk then: a power cut must not let in again who was revoked. The caller holds the lock of its folder.
 func replaceList(path string, data []byte) error {
 	next := newFile{path + ".new", data, certFileMode}
 	if err := os.Remove(next.path); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -391,5 +397,8 @@ func replaceList(path string, data []byte) error {
 	if err := writeOne(next); err != nil {
 		return err
 	}
-	return os.Rename(next.path, path)
+	if err := os.Rename(next.path, path); err != nil {
+		return err
+	}
+	return syncFolder(path)
 }

@@ -43,6 +43,11 @@ func cmdPasswd(args []string, std stdio) int {
 	if *scram {
 		also = append(also, access.SCRAM)
 	}
+	unlock, err := lockBeside(path)
+	if err != nil {
+		return std.fail(exitFailed, "write the users file: %v", err)
+	}
+	defer unlock()
 	added, err := access.SetPassword(path, user, password, also...)
 	if err != nil {
 		return std.fail(exitFailed, "%v", err)
