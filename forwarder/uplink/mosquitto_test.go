@@ -20,13 +20,28 @@ import (
 
 // mosquitto is a broker process of one test.
 type mosquitto struct {
-	port string
-	conf string
-	cmd  *exec.Cmd
+	port  string
+	conf  string
+	cmd   *exec.Cmd
+	ended chan struct{} // closed when the process has
 }
 
-// startMosquitto starts the installed mosquitto on a free port with its state in a folder of the test.
+// startMosquitto starts the installed mosquitto on free ports with its state in a folder of the test. Somebody else may take one of them
+// before it does; then it tries others.
 func startMosquitto(t *testing.T, extra ...string) *mosquitto {
+	t.Helper()
+	for range 5 {
+		if m := newMosquitto(t, extra); m.launch(t) {
+			t.Cleanup(m.kill)
+			return m
+		}
+	}
+	t.Fatal("mosquitto ends without listening, whatever the ports")
+	return nil
+}
+
+// newMosquitto writes the configuration of one.
+func newMosquitto(t *testing.T, extra []string) *mosquitto {
 	t.Helper()
 	dir := t.TempDir()
 	_, port, err := net.SplitHostPort(unusedAddr(t))
@@ -48,8 +63,6 @@ func startMosquitto(t *testing.T, extra ...string) *mosquitto {
 	if err := os.WriteFile(m.conf, []byte(strings.Join(lines, "\n")+"\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	m.start(t)
-	t.Cleanup(m.kill)
 	return m
 }
 
@@ -57,21 +70,43 @@ func (m *mosquitto) url() string { return "mqtt://127.0.0.1:" + m.port }
 
 func (m *mosquitto) start(t *testing.T) {
 	t.Helper()
+	if !m.launch(t) {
+		t.Fatalf("mosquitto does not listen on port %s", m.port)
+	}
+}
+
+// launch starts the process and reports whether it listens; false: it has ended.
+func (m *mosquitto) launch(t *testing.T) bool {
+	t.Helper()
 	path, err := exec.LookPath("mosquitto")
 	if err != nil {
 		path = "/usr/sbin/mosquitto" // where it is installed outside the PATH of a user
 	}
-	m.cmd = exec.Command(path, "-c", m.conf)
-	if err := m.cmd.Start(); err != nil {
+	cmd := exec.Command(path, "-c", m.conf)
+	if err := cmd.Start(); err != nil {
 		t.Fatalf("start mosquitto: %v", err)
 	}
-	eventually(t, "mosquitto listens", func() bool {
+	ended := make(chan struct{})
+	go func() { // ends with the process
+		_ = cmd.Wait()
+		close(ended)
+	}()
+	m.cmd, m.ended = cmd, ended
+	listens := false
+	eventually(t, "mosquitto listens or has ended", func() bool {
+		select {
+		case <-ended:
+			return true
+		default:
+		}
 		c, err := net.Dial("tcp", "127.0.0.1:"+m.port)
 		if err == nil {
 			_ = c.Close()
+			listens = true
 		}
-		return err == nil
+		return listens
 	})
+	return listens
 }
 
 func (m *mosquitto) kill() {
@@ -79,7 +114,7 @@ func (m *mosquitto) kill() {
 		return
 	}
 	_ = m.cmd.Process.Kill()
-	_ = m.cmd.Wait()
+	<-m.ended
 	m.cmd = nil
 }
 
@@ -154,7 +189,7 @@ func TestMosquittoOutage(t *testing.T) {
 			}()
 			eventually(t, "some are acknowledged", func() bool { return l.remaining() < n-500 })
 			_ = m.cmd.Process.Signal(os.Interrupt) // an orderly end: it saves its state
-			_ = m.cmd.Wait()
+			<-m.ended
 			eventually(t, "noticed", func() bool { return !h.Status().Connected })
 			m.start(t)
 			if err := <-ended; err != nil {
