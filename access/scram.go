@@ -1,6 +1,7 @@
 package access
 
 import (
+	"bytes"
 	"crypto/hmac"
 	"crypto/rand"
 	"crypto/sha256"
@@ -79,7 +80,7 @@ func (e *Exchange) Step(data []byte) (answer []byte, user string, err error) {
 	switch {
 	case err != nil && !e.conv.Done(), err != nil && name == "":
 		return nil, "", fmt.Errorf("log in: %w: %w", errExchange, message.ErrNotAllowed)
-	case err != nil || e.conv.Done() && !(e.conv.Valid() && e.known):
+	case err != nil || e.conv.Done() && !(e.conv.Valid() && e.known && e.current(name)):
 		e.k.lockouts.failed(by, time.Now())
 		return nil, "", fmt.Errorf("log in: %w", message.ErrNotAllowed)
 	case !e.conv.Done():
@@ -87,6 +88,13 @@ func (e *Exchange) Step(data []byte) (answer []byte, user string, err error) {
 	}
 	e.k.lockouts.passed(by)
 	return []byte(text), name, nil
+}
+
+// current reports whether the user is the same as when the exchange began: a password that was changed meanwhile, or taken away, is
+// good no more.
+func (e *Exchange) current(name string) bool {
+	now := e.k.state.Load().users
+	return now == e.users || bytes.Equal(now.hashes[name], e.users.hashes[name]) && now.verifiers[name].String() == e.users.verifiers[name].String()
 }
 
 // lookUp returns what is stored of a user; for one who is not there something that looks the same every time and fits no

@@ -200,3 +200,36 @@ func TestSaltsOfNobodyStay(t *testing.T) {
 		t.Error("after a reload of the configuration nobody has another salt")
 	}
 }
+
+// TestSCRAMOverAChange: a login that began before the password was changed does not end with the old one, however long it was held open.
+func TestSCRAMOverAChange(t *testing.T) {
+	k, path := scramUsers(t)
+	client, err := scram.SHA256.NewClient("ann", "word of ann", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	conv, e := client.NewConversation(), k.Exchange(someAddress)
+	say, err := conv.Step("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	answer, _, err := e.Step([]byte(say))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := setPassword(path, "ann", []byte("another word"), bcrypt.MinCost, true); err != nil {
+		t.Fatal(err)
+	}
+	if changed, err := k.Reload(); !changed || err != nil {
+		t.Fatal(changed, err)
+	}
+	if say, err = conv.Step(string(answer)); err != nil {
+		t.Fatal(err)
+	}
+	if _, user, err := e.Step([]byte(say)); user != "" || !errors.Is(err, message.ErrNotAllowed) {
+		t.Errorf("logged in as %q, %v", user, err)
+	}
+	if user, err := converse(t, k, "ann", "another word", ""); user != "ann" || err != nil {
+		t.Errorf("with the new one: %q, %v", user, err)
+	}
+}
