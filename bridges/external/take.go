@@ -91,7 +91,7 @@ func (l *link) takeAgain(ctx context.Context) {
 		if !sleep(ctx, wait) {
 			return
 		}
-		// The oldest is looked for now: the disk may have told of later ones first.
+		// The oldest is looked for after the pause: the disk may have told of later ones first.
 		for p := l.receipts.nextLost(); p != nil; p = l.receipts.nextLost() {
 			t, err := l.b.accept(ctx, &p.a, nil)
 			if ctx.Err() != nil && err != nil {
