@@ -26,7 +26,7 @@ func (a *audit) event(msg string, args ...any) { a.log.Info(msg, args...) }
 // login writes that a client was let in.
 func (a *audit) login(args ...any) {
 	if silent, ok := a.admitted.take(time.Now(), 0); ok {
-		a.log.Info("client admitted", withSilent(args, silent)...)
+		a.log.Info("client admitted", withSilent(cut(args), silent)...)
 	}
 }
 
@@ -39,15 +39,7 @@ func (a *audit) refused(s *sparing, msg, reason, client string, args ...any) {
 	if silent, ok = a.turned.take(time.Now(), silent); !ok {
 		return
 	}
-	for i, v := range args {
-		switch v := v.(type) {
-		case string:
-			args[i] = brief(v)
-		case error:
-			args[i] = brief(v.Error())
-		}
-	}
-	a.log.Warn(msg, append(args, "reason", reason, "not_logged", silent)...)
+	a.log.Warn(msg, append(cut(args), "reason", reason, "not_logged", silent)...)
 }
 
 // maxBrief is how much of what a stranger wrote is kept or logged, in bytes: a client identifier may have 65,535.
@@ -59,6 +51,19 @@ func brief(s string) string {
 		return s
 	}
 	return strings.ToValidUTF8(s[:maxBrief], "") + "…"
+}
+
+// cut cuts the values of a line.
+func cut(args []any) []any {
+	for i, v := range args {
+		switch v := v.(type) {
+		case string:
+			args[i] = brief(v)
+		case error:
+			args[i] = brief(v.Error())
+		}
+	}
+	return args
 }
 
 func withSilent(args []any, silent int) []any {

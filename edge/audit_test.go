@@ -1,6 +1,7 @@
 package edge
 
 import (
+	"fmt"
 	"log/slog"
 	"regexp"
 	"strconv"
@@ -8,6 +9,10 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/mochi-mqtt/server/v2/packets"
+
+	"tidegate/message"
 )
 
 // TestAuditCountsWhatItLeavesOut: lines written and lines said to be left out add up to what happened.
@@ -45,4 +50,57 @@ func TestAuditCountsWhatItLeavesOut(t *testing.T) {
 			t.Error("what a stranger wrote is not cut")
 		}
 	})
+}
+
+// TestLinesAreShort: whatever a client calls itself and writes, no line of the log is long, and a flood makes so many lines and no more.
+func TestLinesAreShort(t *testing.T) {
+	log := &logBuffer{}
+	b := startBroker(t, func(o *Options) { o.Log = slog.New(slog.NewTextHandler(log, nil)) })
+	const n = 300
+	for i := range n {
+		c := connect(t, b.addr, rawOptions{ID: fmt.Sprint(i, strings.Repeat("x", 20_000)), V: 5, Clean: true})
+		if err := c.Publish(1, "a\x01"+strings.Repeat("\x02", 20_000), 1, nil); err != nil {
+			t.Fatal(err)
+		}
+		_, _ = c.Recv(time.Second) // refused, one way or another
+		_ = c.Close()
+	}
+	counts := map[string]int{}
+	for l := range strings.SplitSeq(strings.TrimSpace(log.String()), "\n") {
+		if len(l) > 2500 { // 200 bytes of control characters are 800 in quotes, 1,000 where they are quoted twice
+			t.Fatalf("a line of %d bytes: %.300s", len(l), l)
+		}
+		for _, msg := range []string{"client admitted", "message refused"} {
+			if strings.Contains(l, msg) {
+				counts[msg]++
+			}
+		}
+	}
+	if counts["client admitted"] != n || counts["message refused"] == 0 || counts["message refused"] > 250 {
+		t.Errorf("%v", counts)
+	}
+}
+
+// TestRefusedWillIsShort: a will that is refused when it is published makes one short line in a while.
+func TestRefusedWillIsShort(t *testing.T) {
+	log := &logBuffer{}
+	b := startBroker(t, func(o *Options) { o.Log = slog.New(slog.NewTextHandler(log, nil)) })
+	b.disk.refuseWith(message.ErrBusy)
+	for range 5 {
+		c := connect(t, b.addr, rawOptions{ID: "c" + strings.Repeat("x", 20_000), V: 5, Clean: true, Mod: func(pk *packets.Packet) {
+			pk.Connect.WillFlag, pk.Connect.WillTopic, pk.Connect.WillPayload = true, strings.Repeat("w", 20_000), []byte("x")
+		}})
+		_ = c.Close()
+		eventually(t, "the client is gone", func() bool { return b.Clients() == 0 })
+	}
+	eventually(t, "a line", func() bool { return strings.Contains(log.String(), "will message refused") })
+	text := log.String()
+	if n := strings.Count(text, "will message refused"); n != 1 {
+		t.Errorf("%d lines", n)
+	}
+	for l := range strings.SplitSeq(text, "\n") {
+		if len(l) > 2500 {
+			t.Fatalf("a line of %d bytes", len(l))
+		}
+	}
 }

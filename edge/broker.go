@@ -121,7 +121,7 @@ func New(o Options) (*Broker, error) {
 	if o.Store != nil && o.IngestWith == nil {
 		return nil, errors.New("edge: a store of sessions needs IngestWith")
 	}
-	b := &Broker{o: o, log: o.Log, audit: newAudit(o.Audit), limits: connectionLimits(o), begun: make(chan struct{})}
+	b := &Broker{o: o, log: o.Log, audit: newAudit(o.Audit), refusals: newSparing(), limits: connectionLimits(o), begun: make(chan struct{})}
 	b.hide.Store(o.HideReasons)
 	b.own.Store(o.OwnIdentifiers)
 	b.take = b.ingest

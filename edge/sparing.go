@@ -10,8 +10,9 @@ import (
 // silent. A client that is refused a thousand times a second must not fill the log, nor hide that others are refused; the
 // metrics count every one.
 type sparing struct {
-	mu   sync.Mutex
-	last map[event]*spared
+	mu    sync.Mutex
+	last  map[event]*spared
+	lines bucket // of log, which a flood under ever new names must not fill the disk by
 }
 
 // event is what counts as the same. The client is empty for events that are one for all clients, and in the entry that
@@ -29,10 +30,16 @@ const (
 	sparingMost = 1024
 )
 
-// log writes a warning with args, the reason, and as not_logged how many of the kind were kept silent before.
+func newSparing() sparing { return sparing{lines: newBucket(200, 5)} }
+
+// log writes a warning with args, the reason, and as not_logged how many were kept silent before. What strangers wrote is cut.
 func (s *sparing) log(l *slog.Logger, msg, reason, client string, args ...any) {
-	if silent, ok := s.due(event{msg, reason, brief(client)}, time.Now()); ok {
-		l.Warn(msg, append(args, "reason", reason, "not_logged", silent)...)
+	silent, ok := s.due(event{msg, reason, brief(client)}, time.Now())
+	if !ok {
+		return
+	}
+	if silent, ok = s.lines.take(time.Now(), silent); ok {
+		l.Warn(msg, append(cut(args), "reason", reason, "not_logged", silent)...)
 	}
 }
 

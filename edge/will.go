@@ -276,7 +276,7 @@ func (b *Broker) publishWill(w pendingWill, again bool) error {
 	}
 	r := refusalOf(err)
 	b.metrics.refuse(message.MQTT, r.label)
-	b.log.Warn("will message refused", "client", w.identity.Client, "topic", m.Topic, "error", err)
+	b.refusals.log(b.log, "will message refused", r.label, w.identity.Client, "client", w.identity.Client, "topic", m.Topic, "error", err)
 	if r.passes {
 		b.sessions.Publish(&m, w.identity.Client)
 	}
