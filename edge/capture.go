@@ -14,6 +14,10 @@ import (
 	"tidegate/message"
 )
 
+// maxAliasBytes bounds the topic names that one connection's aliases stand for, all together. They are kept before it is known whether
+// the client may publish there.
+const maxAliasBytes = 64 << 10
+
 // readPublish takes in a PUBLISH: check, ingest, give to subscribers, acknowledge behind the gate.
 func (p *peer) readPublish(pk *packets.Packet) {
 	if code := p.resolve(pk); code != codeSuccess {
@@ -88,6 +92,9 @@ func (p *peer) resolve(pk *packets.Packet) byte {
 			return codeProtocolError // MQTT 5, 3.3.4
 		}
 		return codeSuccess
+	}
+	if p.aliasBytes += len(pk.TopicName) - len(p.aliases[props.TopicAlias]); p.aliasBytes > maxAliasBytes {
+		return codeQuota
 	}
 	if p.aliases == nil {
 		p.aliases = make(map[uint16]string)

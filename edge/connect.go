@@ -28,17 +28,18 @@ type peer struct {
 	b        *Broker
 	listener *listener
 
-	connect  connectInfo
-	will     *will
-	client   string // client identifier
-	identity access.Identity
-	proof    proof
-	counted  bool // in Broker.clients
-	session  *session.Session
-	present  bool            // the session was there before
-	life     context.Context // ends with the connection or the gateway's stop; see patience
-	aliases  map[uint16]string
-	again    *access.Exchange // of a client that authenticates again; nil: none is going on
+	connect    connectInfo
+	will       *will
+	client     string // client identifier
+	identity   access.Identity
+	proof      proof
+	counted    bool // in Broker.clients
+	session    *session.Session
+	present    bool            // the session was there before
+	life       context.Context // ends with the connection or the gateway's stop; see patience
+	aliases    map[uint16]string
+	aliasBytes int              // of the names in it
+	again      *access.Exchange // of a client that authenticates again; nil: none is going on
 
 	orderly bool          // the client said goodbye: no will
 	forced  bool          // we closed the connection for a reason of our own

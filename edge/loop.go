@@ -33,6 +33,9 @@ func (b *Broker) serve(l *listener, c *gate.Conn) {
 	close(p.read)
 	p.noteHandshake()
 	p.noteTooLarge()
+	if why, _ := p.Cause(); why == gate.ReasonTooMany {
+		b.turnedAway(l.name, p.RemoteAddr(), why)
+	}
 	_ = c.Close()
 	b.leave(p)
 	b.log.Debug("connection ended", "listener", l.name, "client", p.client, "remote", c.RemoteAddr().String(), "cause", err)

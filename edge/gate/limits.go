@@ -2,14 +2,32 @@ package gate
 
 import (
 	"sync"
+	"sync/atomic"
 	"time"
 )
+
+const (
+	// smallConnect is what any CONNECT may take.
+	smallConnect = 2 << 10
+	// maxEarly bounds what larger ones take together while they are not whole, and nobody knows who sends them.
+	maxEarly = 32 << 20
+)
+
+// reserveEarly sets n more bytes aside and reports whether they are there.
+func (l *Limits) reserveEarly(n int) bool {
+	if l.early.Add(int64(n)) <= maxEarly {
+		return true
+	}
+	l.early.Add(int64(-n))
+	return false
+}
 
 // Limits bound the connections of one listener, or of several together: a device that finds one of them closed to it should
 // not get in by the next.
 type Limits struct {
-	mu    sync.Mutex // never held while calling out
-	max   int        // 0: no bound
+	mu    sync.Mutex   // never held while calling out
+	early atomic.Int64 // bytes of CONNECT packets that are not whole
+	max   int          // 0: no bound
 	open  int
 	addrs addrTable
 }

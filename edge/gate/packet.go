@@ -90,11 +90,33 @@ func (c *Conn) readByte() (byte, error) {
 
 // readBody reads n bytes, of which the scanner knows that they are not too many.
 func (c *Conn) readBody(n int) ([]byte, error) {
-	first := bodyBytes
 	if !c.connected.Load() {
-		first = connectBytes
+		return c.readConnect(n)
 	}
-	body := make([]byte, 0, min(n, max(first, len(c.in.rest))))
+	return c.fillBody(make([]byte, 0, min(n, max(bodyBytes, len(c.in.rest)))), n)
+}
+
+// readConnect is readBody for the CONNECT, before which nobody knows who sends it.
+func (c *Conn) readConnect(n int) ([]byte, error) {
+	body, err := c.fillBody(make([]byte, 0, min(n, smallConnect, max(connectBytes, len(c.in.rest)))), min(n, smallConnect))
+	if err != nil || n <= smallConnect {
+		return body, err
+	}
+	if l := c.listener; l != nil {
+		if !l.limits.reserveEarly(n) {
+			c.kill(ReasonTooMany, errEarly)
+			return nil, errEarly
+		}
+		defer l.limits.early.Add(int64(-n))
+	}
+	return c.fillBody(append(make([]byte, 0, n), body...), n)
+}
+
+// errEarly is why a large CONNECT is not read on.
+var errEarly = errors.New("too much is set aside for connect packets that are not whole")
+
+// fillBody reads on until body has n bytes.
+func (c *Conn) fillBody(body []byte, n int) ([]byte, error) {
 	for len(body) < n {
 		if len(body) == cap(body) {
 			body = append(make([]byte, 0, min(n, 2*cap(body))), body...)

@@ -53,7 +53,7 @@ func (m *Manager) Attach(c Connect) (s *Session, present bool, previous Conn) {
 	}
 	present = s != nil
 	if s == nil {
-		m.makeRoom()
+		m.makeRoom(c.User)
 		s = newSession(m, c.Client, c.User, c.Expiry > 0)
 		m.sessions[c.Client] = s
 	}
@@ -62,18 +62,41 @@ func (m *Manager) Attach(c Connect) (s *Session, present bool, previous Conn) {
 	return s, present, previous
 }
 
-// makeRoom ends sessions without connection, those that left first, until there is room for one more. The caller holds mu.
-func (m *Manager) makeRoom() {
+// makeRoom ends sessions without connection, those that left first, until there is room for one more, of user. Who has a quarter of all
+// makes room for itself: nobody pushes out the sessions of others by making many. The caller holds mu.
+func (m *Manager) makeRoom(user string) {
 	for m.o.MaxSessions > 0 && len(m.sessions) >= m.o.MaxSessions && m.away.Len() > 0 {
-		s, ok := m.away.Front().Value.(*Session)
-		if !ok {
-			return
-		}
+		s := m.firstAway(user)
 		m.end(s, dropEvicted)
 		if m.o.Evicted != nil {
 			m.o.Evicted(s.id)
 		}
 	}
+}
+
+// firstAway returns the session that has been without a connection for longest: of user, where that has a quarter of all and one
+// without a connection; else of anybody. There is one. The caller holds mu.
+func (m *Manager) firstAway(user string) *Session {
+	own := 0
+	for _, s := range m.sessions {
+		if s.user == user {
+			own++
+		}
+	}
+	var first *Session
+	for e := m.away.Front(); e != nil; e = e.Next() {
+		s, _ := e.Value.(*Session)
+		if first == nil {
+			first = s
+		}
+		if own < len(m.sessions)/4 {
+			break
+		}
+		if s.user == user {
+			return s
+		}
+	}
+	return first
 }
 
 // present takes s from the list of those without connection. The caller holds mu.
