@@ -1,6 +1,9 @@
 package buffer
 
-import "time"
+import (
+	"encoding/binary"
+	"time"
+)
 
 // frameBuilder gathers one frame: first its records, by the key they will be sealed with, then the other sections.
 type frameBuilder struct {
@@ -200,6 +203,12 @@ func (f *frameBuilder) finish(v *vault, s *segment, off int64) ([]byte, error) {
 		f.buf = out[:n]
 	}
 	return out, nil
+}
+
+// bound is what the frame takes at most with nothing but its records.
+func (f *frameBuilder) bound() int64 {
+	const entry = 8 * binary.MaxVarintLen64
+	return int64(f.size + len(f.entries)*entry + len(f.groups)*(sectionHeaderLen+tagBytes))
 }
 
 // last is the last position the frame takes.

@@ -50,6 +50,11 @@ func (l *Log) step() (time.Duration, bool) {
 		return l.heal(closing)
 	}
 	l.evictOverBound()
+	if !closing {
+		if err := l.makeWay(0); err != nil {
+			l.alarm(err) // the next frame goes to another segment
+		}
+	}
 	if !closing && l.expireSome() {
 		return 0, true
 	}
@@ -291,16 +296,9 @@ func (l *Log) writeFrame(f *frameBuilder, sync bool) (*segment, int64, error) {
 			return nil, 0, err
 		}
 		off = seg.end
-		b, err := f.finish(&l.vault, seg, off)
-		if err == nil {
-			err = writeAt(seg.file, b, off)
+		if err := l.put(f, seg); err != nil {
+			return nil, 0, err
 		}
-		if err != nil {
-			l.suspect(seg)
-			return nil, 0, fmt.Errorf("write %s: %w", seg.name, err)
-		}
-		l.vault.trim()
-		l.counted(func(c *counters) { c.frames++ })
 	}
 	if sync && seg != nil {
 		if err := l.sync(seg); err != nil {
@@ -308,6 +306,21 @@ func (l *Log) writeFrame(f *frameBuilder, sync bool) (*segment, int64, error) {
 		}
 	}
 	return seg, off, nil
+}
+
+// put writes f to the end of a segment, which publish moves.
+func (l *Log) put(f *frameBuilder, seg *segment) error {
+	b, err := f.finish(&l.vault, seg, seg.end)
+	if err == nil {
+		err = writeAt(seg.file, b, seg.end)
+	}
+	if err != nil {
+		l.suspect(seg)
+		return fmt.Errorf("write %s: %w", seg.name, err)
+	}
+	l.vault.trim()
+	l.counted(func(c *counters) { c.frames++ })
+	return nil
 }
 
 // writeAt reports a short write as an error.

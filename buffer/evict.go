@@ -73,17 +73,14 @@ func (q *Queue) part(e *extent, size int64) Seq {
 	return e.last
 }
 
-// evictForSpace is for a full disk: it evicts what still is needed of one segment, so that its file can be used again. It evicts nothing
+// evictForSpace is for a full disk: it evicts what still is needed of one segment, so that its file can be used again. It reports false
 // if no segment can be emptied in this way.
-func (l *Log) evictForSpace() {
+func (l *Log) evictForSpace() bool {
 	l.mu.Lock()
-	var s *segment
-	if !slices.ContainsFunc(l.dead, func(s *segment) bool { return s.pins == 0 && s != l.anchor }) {
-		s = l.expendable()
-	}
+	s := l.expendable()
 	if s == nil {
 		l.mu.Unlock()
-		return
+		return false
 	}
 	type part struct {
 		q *Queue
@@ -104,31 +101,40 @@ func (l *Log) evictForSpace() {
 	for _, p := range parts {
 		l.giveAway(p.q, Evicted, p.c)
 	}
+	return true
 }
+
+// stays reports whether its records may not be evicted.
+func (e *extent) stays() bool { b := e.queue.bound; return b == nil || b.policy != DropOldest }
 
 // expendable gives the segment to be emptied on a full disk: the oldest whose records may all be evicted, and if possible one that holds
 // only records of queues which are the first to be evicted from. Log.mu is held.
 func (l *Log) expendable() *segment {
 	var second *segment
 	for _, s := range l.segments {
-		if s.live == 0 || s.pins > 0 || s.suspect || s.held || s == l.active || s == l.anchor {
+		if s.live == 0 || !l.emptiable(s) {
 			continue
 		}
-		allowed, first := true, true
+		first := true
 		for _, e := range s.extents {
-			if b := e.queue.bound; e.live > 0 {
-				allowed = allowed && b != nil && b.policy == DropOldest
-				first = first && allowed && b.queues[0] == e.queue
-			}
+			first = first && (e.live == 0 || e.queue.bound.queues[0] == e.queue)
 		}
 		switch {
-		case allowed && first:
+		case first:
 			return s
-		case allowed && second == nil:
+		case second == nil:
 			second = s
 		}
 	}
 	return second
+}
+
+// emptiable reports whether a segment has nothing that keeps its file from being used again, or only what may be evicted. Log.mu is held.
+func (l *Log) emptiable(s *segment) bool {
+	if s.pins > 0 || s.suspect || s.held || s == l.active || s == l.anchor {
+		return false
+	}
+	return !slices.ContainsFunc(s.extents, func(e *extent) bool { return e.live > 0 && e.stays() })
 }
 
 // noteEvicting tells an operator once that a bound begins to lose records, and why. Log.mu is held.

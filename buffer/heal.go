@@ -100,7 +100,7 @@ func (l *Log) heal(closing bool) (time.Duration, bool) {
 	if wait := time.Until(l.healAt); wait > 0 && !closing {
 		return wait, true
 	}
-	seg, err := l.newSegment(0)
+	seg, err := l.roll(0)
 	if err == nil {
 		err = l.sync(seg)
 	}

@@ -66,6 +66,8 @@ type Log struct {
 	credit int64
 	// noSpace says that the disk refused to give room for a spare.
 	noSpace bool
+	// crammed says that it did when a file was wanted last. Freeing segments changes noSpace, but not that.
+	crammed bool
 	// failed is the cause while nothing can be written.
 	failed  error
 	healAt  time.Time

@@ -61,6 +61,26 @@ func drain(t testing.TB, q *Queue, after Seq) map[Seq]string {
 	}
 }
 
+// TestWaitAll: then everything appended before is counted among the records.
+func TestWaitAll(t *testing.T) {
+	l := openLog(t, "/log", Options{FS: newMemFS()})
+	q := queueOf(t, l, "q", QueueOptions{})
+	for i := range 1000 {
+		if _, err := l.Append(Record{Queue: q}); err != nil {
+			t.Fatal(err)
+		}
+		if i%100 > 0 {
+			continue
+		}
+		if err := l.WaitAll(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if n := q.Stats().Records; n != uint64(i+1) {
+			t.Fatalf("%d records after %d appends", n, i+1)
+		}
+	}
+}
+
 func TestAppendAndReadBack(t *testing.T) {
 	dir := t.TempDir()
 	l := openLog(t, dir, Options{})

@@ -28,14 +28,24 @@ const (
 func (l *Log) relocate() (bool, error) {
 	l.mu.Lock()
 	s := l.emptiest()
+	l.mu.Unlock()
 	if s == nil {
-		l.mu.Unlock()
 		return false, nil
 	}
+	f := l.gatherFrom(s, nil)
+	if f.count == 0 {
+		return true, nil
+	}
+	return true, l.commit(job{frame: f, cursors: true, sync: true})
+}
+
+// gatherFrom gives a frame with live records of s, of the extents that which says, or of all where that is nil.
+func (l *Log) gatherFrom(s *segment, which func(e *extent) bool) *frameBuilder {
+	l.mu.Lock()
 	s.pins++
 	var parts []movePart
 	for _, e := range s.extents {
-		if e.live > 0 {
+		if e.live > 0 && (which == nil || which(e)) {
 			parts = append(parts, movePart{e.queue, pass{log: l, queue: e.queue.id, name: e.queue.name, keys: e.queue.keys, seg: s, lo: e.first, hi: e.last, off: e.start, end: e.end}})
 		}
 	}
@@ -71,11 +81,10 @@ func (l *Log) relocate() (bool, error) {
 	l.credit -= int64(f.size)
 	l.mu.Unlock()
 	l.closeIdle(s)
-	if f.count == 0 {
-		return true, nil
+	if f.count > 0 {
+		l.log.Debug("records relocated", "segment", s.name, "records", f.count)
 	}
-	l.log.Debug("records relocated", "segment", s.name, "records", f.count)
-	return true, l.commit(job{frame: f, cursors: true, sync: true})
+	return f
 }
 
 // movePart is an extent that is moved.
@@ -157,7 +166,7 @@ func (l *Log) emptiest() *segment {
 		return nil
 	case files > limit:
 		return best
-	case l.noSpace && best.bytes+best.bytes/4 < l.active.limit()-l.active.end-sealReserve(l.active.size):
+	case l.noSpace && best.bytes+best.bytes/4 < l.active.room():
 		return best // it fits without a new segment
 	}
 	return nil

@@ -13,17 +13,51 @@ import (
 
 // segmentFor gives the active segment if n more bytes fit, else a new one.
 func (l *Log) segmentFor(n int) (*segment, error) {
-	s := l.active
-	if s != nil && !s.suspect && !s.sealed {
-		if s.end+int64(n)+endMarkLen+sealReserve(s.size) <= s.limit() {
-			return s, nil
-		}
-		l.chargeWhole(s)
-		if err := l.seal(s, l.time.now()); err != nil {
-			return nil, err
+	if s := l.active; s.writable() && int64(n) <= s.room() {
+		return s, nil
+	}
+	return l.roll(n)
+}
+
+// roll begins a new segment with room for a frame of n bytes, and makes it the active one. The one before is sealed when there is a file
+// for the new one: until then it can take what has to move to make room for that.
+func (l *Log) roll(n int) (*segment, error) {
+	s, err := l.newSegment(n)
+	if err != nil && isNoSpace(err) {
+		if moved, e := l.squeeze(); e != nil {
+			err = errors.Join(err, e)
+		} else if moved {
+			s, err = l.newSegment(n)
 		}
 	}
-	return l.newSegment(n)
+	if err != nil {
+		return nil, err
+	}
+	if old := l.active; old.writable() {
+		l.chargeWhole(old)
+		if err := l.seal(old, l.time.now()); err != nil {
+			return nil, errors.Join(err, l.abandon(s))
+		}
+	}
+	if err := l.begin(s); err != nil {
+		return nil, errors.Join(fmt.Errorf("write %s: %w", s.name, err), l.abandon(s))
+	}
+	if err := l.makeWay(int64(n)); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// writable reports whether frames may be added to it.
+func (s *segment) writable() bool { return s != nil && !s.suspect && !s.sealed }
+
+// room is how long a frame may be to go into the active segment.
+func (s *segment) room() int64 { return s.limit() - s.end - endMarkLen - sealReserve(s.size) }
+
+// tight is the same where nothing is kept free but what the seal takes.
+func (s *segment) tight() int64 {
+	const extent, more = 96, 16 // bytes of one, and how many the frame may add
+	return s.limit() - s.end - endMarkLen - min(int64(512+extent*(len(s.extents)+more)), sealReserve(s.size))
 }
 
 // chargeWhole charges the whole file of a segment that is full to the records in it, what stays empty at its end included, so that the
@@ -78,17 +112,17 @@ func (l *Log) boundTotal() (total int64) {
 	return max(total, l.o.Bounds)
 }
 
-// newSegment makes a segment with room for a frame of n bytes, and makes it the active one. The header and the state of all queues
-// are written but not synced: that is done with the first frame.
+// newSegment makes the file of a segment with room for a frame of n bytes. Nothing is written into it.
 func (l *Log) newSegment(n int) (*segment, error) {
 	l.mu.Lock()
-	check := l.checkpoint()
+	check, queues := l.checkpoint(), len(l.order)
 	index := l.nextIndex
 	l.nextIndex++
 	first := l.durableNext()
 	l.mu.Unlock()
 
-	need := dataStart + 2*int64(len(check.buf)) + int64(n) + endMarkLen + tailLen
+	const grows = 64 // bytes by which the state of a queue may, as records are evicted for the sake of the file
+	need := dataStart + 2*int64(len(check.buf)+grows*queues) + int64(n) + endMarkLen + tailLen
 	need += sealReserve(need + need/4)
 	var salt [8]byte
 	if _, err := rand.Read(salt[:]); err != nil {
@@ -100,8 +134,24 @@ func (l *Log) newSegment(n int) (*segment, error) {
 		return nil, fmt.Errorf("new segment %s: %w", s.name, err)
 	}
 	s.file, s.size = f, size
-	b := make([]byte, dataStart, need)
-	h := segmentHeader{salt: s.salt, index: index, first: first, epoch: s.epoch, boot: l.time.boot, origin: l.time.origin, size: uint32(size)}
+	return s, nil
+}
+
+// abandon removes the file of a segment that was not begun.
+func (l *Log) abandon(s *segment) error {
+	return errors.Join(s.file.Close(), l.fs.Remove(s.path(l.dir)))
+}
+
+// begin makes a new segment the active one. The header and the state of all queues are written but not synced: that is done with the first
+// frame.
+func (l *Log) begin(s *segment) error {
+	l.mu.Lock()
+	check := l.checkpoint() // what was evicted for the sake of the file is in it
+	l.mu.Unlock()
+	b := make([]byte, dataStart, dataStart+2*len(check.buf)+2*endMarkLen)
+	h := segmentHeader{
+		salt: s.salt, index: s.index, first: s.first, epoch: s.epoch, boot: l.time.boot, origin: l.time.origin, size: uint32(s.size),
+	}
 	if l.o.Sync > 0 {
 		h.flags |= flagDelayedSync
 	}
@@ -112,19 +162,19 @@ func (l *Log) newSegment(n int) (*segment, error) {
 		s.named = len(b) >= firstPage
 		framed, err := check.finish(&l.vault, s, int64(len(b)))
 		if err != nil {
-			return nil, errors.Join(err, f.Close(), l.fs.Remove(s.path(l.dir)))
+			return err
 		}
 		b = append(b, framed[:len(framed)-endMarkLen]...)
 	}
 	s.end = int64(len(b))
 	b = append(b, make([]byte, endMarkLen)...)
 	putEndMark(b[s.end:], s.salt, s.end)
-	err = writeAt(f, s.head[:], size-tailLen)
+	err := writeAt(s.file, s.head[:], s.size-tailLen)
 	if err == nil {
-		err = writeAt(f, b, 0)
+		err = writeAt(s.file, b, 0)
 	}
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("write %s: %w", s.name, err), f.Close(), l.fs.Remove(s.path(l.dir)))
+		return err
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -135,8 +185,8 @@ func (l *Log) newSegment(n int) (*segment, error) {
 		l.checkDead(old)
 	}
 	l.wakeFiller()
-	l.log.Debug("segment begun", "segment", s.name, "bytes", size)
-	return s, nil
+	l.log.Debug("segment begun", "segment", s.name, "bytes", s.size)
+	return nil
 }
 
 // checkpoint gives a frame with the state of every queue. Log.mu is held.
@@ -252,7 +302,7 @@ func (l *Log) shrink(s *segment) {
 
 // finalSeal is the last thing before the log is closed.
 func (l *Log) finalSeal() {
-	if s := l.active; s != nil && !s.suspect && !s.sealed {
+	if s := l.active; s.writable() {
 		if err := l.seal(s, l.time.now()); err != nil {
 			l.closeErr = errors.Join(l.closeErr, err)
 			return

@@ -73,14 +73,15 @@ func (l *Log) fillLoop() {
 func (l *Log) lowerBounds() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.noSpace = true
+	l.noSpace, l.crammed = true, true
 	room := int64(0)
-	if s := l.active; s != nil && !s.suspect && !s.sealed {
-		room = max(s.limit()-s.end-endMarkLen-sealReserve(s.size)-l.gathered, 0)
+	if s := l.active; s.writable() {
+		room = max(s.room()-l.gathered, 0)
 	}
 	for _, b := range l.bounds {
 		b.ceiling = max(b.used+b.pending+room, 1)
 	}
+	l.wakeCommitter() // see makeWay
 }
 
 // makeSpare makes a zero-filled file of size bytes.
@@ -111,6 +112,7 @@ func (l *Log) makeSpare(size int64) error {
 	}
 	l.mu.Lock()
 	l.spares = append(l.spares, sp)
+	l.crammed = false
 	if l.noSpace {
 		l.roomAgain()
 	}
@@ -141,19 +143,42 @@ func (l *Log) segmentFile(name string, need int64) (File, int64, error) {
 	if sp, ok := l.takeSpare(need); ok {
 		return l.openSpare(sp, path)
 	}
-	f, size, err := l.createSegment(path, need)
+	// Small at first, then doubling, until the filler has caught up.
+	size := max(min(max(2*l.lastSegmentSize, minSegmentBytes), l.segmentBytes()), need)
+	f, size, err := l.createSegment(path, size)
 	if err != nil && isNoSpace(err) {
 		l.lowerBounds()
-		l.evictForSpace()
-		if sp, ok := l.takeDead(need); ok {
+		return l.fileOnFullDisk(path, need)
+	}
+	l.lastSegmentSize = size
+	return f, size, err
+}
+
+// fileOnFullDisk is segmentFile where the disk has no room. It evicts no more than it has to for a file that is worth it, as small segments
+// leave no room to move anything, and takes what there is only where nothing more can be evicted.
+func (l *Log) fileOnFullDisk(path string, need int64) (File, int64, error) {
+	l.lastSegmentSize = 0 // there is little room: begin small
+	for size := max(need, l.segmentBytes()/2); ; {
+		if sp, ok := l.takeDead(size); ok {
 			return l.openSpare(sp, path)
 		}
 		if l.removeUseless() {
-			l.lastSegmentSize = 0 // there is little room: begin small
-			return l.createSegment(path, need)
+			f, size, err := l.createSegment(path, size)
+			if err == nil || !isNoSpace(err) {
+				return f, size, err
+			}
+		}
+		if !l.evictForSpace() {
+			break
 		}
 	}
-	return f, size, err
+	for size := l.segmentBytes() / 4; ; size /= 2 {
+		size = max(size, need)
+		f, made, err := l.createSegment(path, size)
+		if err == nil || !isNoSpace(err) || size == need {
+			return f, made, err
+		}
+	}
 }
 
 // takeSpare gives a spare of at least need bytes.
@@ -207,10 +232,9 @@ func (l *Log) openSpare(sp spare, path string) (File, int64, error) {
 	return f, sp.size, nil
 }
 
-// createSegment makes a zero-filled file while a commit waits: small at first, then doubling, until the filler has caught up.
-func (l *Log) createSegment(path string, need int64) (File, int64, error) {
-	size := min(max(2*l.lastSegmentSize, minSegmentBytes), l.segmentBytes())
-	size = (max(size, need) + 4095) &^ 4095
+// createSegment makes a zero-filled file while a commit waits.
+func (l *Log) createSegment(path string, size int64) (File, int64, error) {
+	size = (size + 4095) &^ 4095
 	f, err := l.fs.Create(path)
 	if err != nil {
 		return nil, 0, err
@@ -225,7 +249,9 @@ func (l *Log) createSegment(path string, need int64) (File, int64, error) {
 	if err != nil {
 		return nil, 0, errors.Join(err, f.Close(), l.fs.Remove(path))
 	}
-	l.lastSegmentSize = size
+	l.mu.Lock()
+	l.crammed = false
+	l.mu.Unlock()
 	return f, size, nil
 }
 

@@ -57,6 +57,14 @@ func (l *Log) Wait(ctx context.Context, p Pos) error {
 	}
 }
 
+// WaitAll waits until everything appended so far is durable, or cannot be, or ctx ends. Then Queue.Stats counts it among the records.
+func (l *Log) WaitAll(ctx context.Context) error {
+	l.mu.Lock()
+	p := l.nextPos - 1
+	l.mu.Unlock()
+	return l.Wait(ctx, p)
+}
+
 // settle notes that everything up to p is durable or lost. Log.mu is held.
 func (l *Log) settle(p Pos) {
 	l.durable = p

@@ -126,12 +126,20 @@ func (g *gateway) countLeft(changes []admin.Change) {
 		if !is || c.Change != removed {
 			continue
 		}
+		g.settle()
 		for _, q := range g.buffer.Queues() {
 			if uplink, _, kind := metrics.SplitQueue(q.Name); uplink == name && kind == metrics.Lane {
 				c.Left += q.Records
 			}
 		}
 	}
+}
+
+// settle waits for what was appended to become durable, as only that is counted; not for long, as a disk can hang.
+func (g *gateway) settle() {
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	_ = g.buffer.WaitAll(ctx)
 }
 
 // prepared is a change that was checked. Its steps are made in their order.

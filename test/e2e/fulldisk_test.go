@@ -225,6 +225,52 @@ func TestFullDiskDropsOldest(t *testing.T) {
 	f.stop()
 }
 
+// TestFullDiskBesideSessions: retained messages and sessions, which nothing may evict, lie everywhere among the records on a full disk. The
+// oldest records still make room, through a kill too, and what may not be evicted is all there in the end.
+func TestFullDiskBesideSessions(t *testing.T) {
+	f := newOnFullDisk(t, "drop-oldest")
+	evicted := func() int { return int(f.metrics().places("cloud")["evicted"]) }
+	kept := 0
+	// untilEvicted keeps messages until so many more records were evicted.
+	untilEvicted := func(n int) {
+		t.Helper()
+		begin, n := time.Now(), evicted()+n
+		for evicted() < n {
+			name := fmt.Sprint("kept/", kept+1)
+			r := tryPublish(t, f.here(), "-V", "mqttv5", "-q", "1", "-r", "-t", name, "-m", name+strings.Repeat(".", 300))
+			if r.code == 0 && !strings.Contains(r.err, "Warning") {
+				kept++
+			}
+			if time.Since(begin) > 90*time.Second {
+				t.Fatalf("%d of %d evicted; %d messages kept\n%s", evicted(), n, kept, f)
+			}
+		}
+	}
+	for range 3 {
+		acked := f.acked()
+		untilEvicted(6000) // counted since the start
+		waitFor(t, 90*time.Second, "devices to be acknowledged on the full disk", func() bool { return f.acked() > acked+3000 }, f.String)
+		f.kill()
+		f.gateway.start()
+	}
+	f.removeOther(t)
+	f.finish(t)
+	s := subscribe(t, f.here(), "%t %p", "-q", "1", "-t", "kept/#")
+	waitFor(t, soon, "every message that was kept", func() bool { return len(s.got()) >= kept })
+	got := map[string]bool{}
+	for _, line := range s.got() {
+		topic, payload, _ := strings.Cut(line, " ")
+		got[topic] = payload == topic+strings.Repeat(".", 300)
+	}
+	for i := range kept {
+		if !got[fmt.Sprint("kept/", i+1)] {
+			t.Errorf("kept/%d is lost", i+1)
+		}
+	}
+	t.Logf("%d messages acknowledged, %d kept", f.acked(), kept)
+	f.stop()
+}
+
 // requireAccounted wants every copy to have been delivered, evicted or refused, and the sink to have seen each that was delivered.
 func (f *onFullDisk) requireAccounted(t *testing.T, evicted int) {
 	t.Helper()

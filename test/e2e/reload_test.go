@@ -100,7 +100,12 @@ func TestReloadUnderLoad(t *testing.T) {
 		n := d.ackedCount()
 		waitFor(t, soon, "the second cloud to get what "+d.name+" sent", func() bool { return beyond.distinct("other/plant/dev/"+d.name) > n/2 }, d.String)
 	}
-	after(g.reload(route, cloud, press), "uplink.second: removed", "route.other: removed", "listener.more: removed")
+	removed := g.reload(route, cloud, press)
+	said := "uplink.second: removed"
+	if n := g.backlog("second"); n > 0 {
+		said += fmt.Sprintf("; %d records stay on disk until it is back, or tidegate buffer purge --yes --uplink second", n)
+	}
+	after(removed, said, "route.other: removed", "listener.more: removed")
 	step("without the second uplink")
 	want(g.reload(route, cloud), "route.press: removed", "opcua.press: removed")
 	step("without the bridge")

@@ -1,0 +1,166 @@
+package buffer
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// fullDisk is a log on a small disk, with a backlog that may be evicted and a few records in every segment that may not.
+type fullDisk struct {
+	t       *testing.T
+	m       *memFS
+	o       Options
+	l       *Log
+	backlog *Queue
+	state   *Queue
+	dropped *collector
+	kept    map[Seq]string // of the state, durable and not acknowledged
+	evicted int            // of the state
+	last    Seq
+	// refused counts appends that were not taken, row those without one between that was, most the longest row.
+	sent, refused, row, most int
+}
+
+func newFullDisk(t *testing.T, room int64, o Options) *fullDisk {
+	d := &fullDisk{t: t, m: newMemFS(), o: o, kept: map[Seq]string{}}
+	d.m.setRoom(room)
+	d.open()
+	return d
+}
+
+func (d *fullDisk) open() {
+	d.o.FS = d.m
+	d.l = openLog(d.t, "/log", d.o)
+	d.dropped = newCollector()
+	d.backlog = queueOf(d.t, d.l, "backlog", QueueOptions{Bound: d.l.NewBound(100<<20, DropOldest), OnDrop: d.dropped.onDrop})
+	d.state = queueOf(d.t, d.l, "state", QueueOptions{OnDrop: d.dropped.onDrop})
+	d.row = 0
+}
+
+// restart ends the log in one of the ways there are, and opens it again on a disk as full as before.
+func (d *fullDisk) restart(how string) {
+	room := d.m.room
+	switch how {
+	case "stop":
+		if err := d.l.Close(); err != nil {
+			d.t.Fatal(err)
+		}
+		d.m = d.m.copyFS()
+	case "kill":
+		d.m = d.m.kill()
+	default:
+		d.m = d.m.powerCut(cutRandom(rand.New(rand.NewPCG(uint64(d.sent), 1))))
+	}
+	_ = d.l.Close()
+	d.evicted += len(d.dropped.got[Evicted]["state"]) + len(d.dropped.got[Damaged]["state"])
+	d.m.setRoom(room)
+	d.open()
+}
+
+// send appends n messages of 1,000 bytes, and with each every-th one of them a record of the state.
+func (d *fullDisk) send(n, every, stay int) {
+	for range n {
+		i := d.sent
+		d.sent++
+		recs := []Record{{Queue: d.backlog, Data: payload(i, 1000)}}
+		if i%every == 0 {
+			recs = append(recs, Record{Queue: d.state, Data: payload(i, stay)})
+		}
+		p, err := d.l.Append(recs...)
+		if err == nil {
+			err = d.l.Wait(d.t.Context(), p)
+		}
+		if err != nil {
+			if !errors.Is(err, ErrFull) && !errors.Is(err, ErrBusy) && !errors.Is(err, ErrFailed) && !errors.Is(err, syscall.ENOSPC) {
+				d.t.Fatal(err)
+			}
+			d.refused++
+			d.row++
+			d.most = max(d.most, d.row)
+			time.Sleep(time.Millisecond)
+			continue
+		}
+		d.row = 0
+		d.last = recs[0].Seq
+		if i%every == 0 {
+			d.kept[recs[1].Seq] = string(recs[1].Data)
+		}
+	}
+}
+
+// check finds that what must stay is there and that few messages were refused, and none for long.
+func (d *fullDisk) check() {
+	d.t.Helper()
+	if d.refused > d.sent/50 || d.most > 20 {
+		d.t.Errorf("%d of %d refused, %d in a row", d.refused, d.sent, d.most)
+	}
+	got := drain(d.t, d.state, 0)
+	for seq, want := range d.kept {
+		if got[seq] != want {
+			d.t.Fatalf("record %d that must stay is lost", seq)
+		}
+	}
+	if n := d.evicted + len(d.dropped.got[Evicted]["state"]) + len(d.dropped.got[Damaged]["state"]); n != 0 {
+		d.t.Errorf("%d records that must stay were evicted", n)
+	}
+	left := drain(d.t, d.backlog, 0)
+	if left[d.last] == "" || len(left) < 50 {
+		d.t.Errorf("%d messages are left, the last: %v", len(left), left[d.last] != "")
+	}
+}
+
+// TestDiskFullBesideRecordsThatStay: a few records in every segment that may not be evicted do not keep a full disk from making room by
+// those that may be, and none of them is lost.
+func TestDiskFullBesideRecordsThatStay(t *testing.T) {
+	for _, stay := range []int{20, 400, 2000} { // bytes of each
+		for _, sealed := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%d bytes, compressed %v", stay, sealed), func(t *testing.T) {
+				d := newFullDisk(t, 400<<10, Options{SegmentBytes: 32 << 10, Compress: sealed})
+				d.send(3000, 60, stay)
+				d.check()
+			})
+		}
+	}
+}
+
+// TestFullDiskBesideRecordsThatStayFoundLate: the same where the disk is found full only when the next segment is wanted.
+func TestFullDiskBesideRecordsThatStayFoundLate(t *testing.T) {
+	for _, stay := range []int{20, 400} {
+		t.Run(fmt.Sprint(stay), func(t *testing.T) {
+			d := newFullDisk(t, 400<<10, Options{SegmentBytes: 32 << 10})
+			d.m.setFault(func(op, path string) error {
+				if strings.Contains(path, spareSuffix) && op == "create" {
+					return syscall.EMFILE // nothing is known of the room
+				}
+				return nil
+			})
+			d.send(3000, 60, stay)
+			d.check()
+		})
+	}
+}
+
+// TestRestartsOnFullDisk: the same over stops, kills and power cuts, while the disk stays as full.
+func TestRestartsOnFullDisk(t *testing.T) {
+	for _, how := range []string{"stop", "kill", "power cut"} {
+		for _, stay := range []int{20, 400, 2000} {
+			t.Run(fmt.Sprintf("%s, %d bytes", how, stay), func(t *testing.T) {
+				d := newFullDisk(t, 400<<10, Options{SegmentBytes: 32 << 10})
+				for range 20 {
+					d.send(150, 60, stay)
+					d.restart(how)
+				}
+				d.send(150, 60, stay)
+				d.check()
+				d.m.setRoom(0)
+				d.send(150, 60, stay)
+				d.check()
+			})
+		}
+	}
+}
