@@ -24,6 +24,8 @@ type FS interface {
 	SyncDir(dir string) error
 	// List gives the files of dir in any order; a folder that does not exist has none.
 	List(dir string) ([]FileInfo, error)
+	// Free tells how many more bytes files in dir may take.
+	Free(dir string) (int64, error)
 	// Lock takes the lock on path, without waiting, for as long as the Closer is open; ErrLocked if it is taken.
 	// A shared lock may be held several times and does not create the file.
 	Lock(path string, shared bool) (io.Closer, error)
@@ -98,6 +100,14 @@ func (osFS) List(dir string) ([]FileInfo, error) {
 		out = append(out, FileInfo{Name: e.Name(), Size: info.Size()})
 	}
 	return out, nil
+}
+
+func (osFS) Free(dir string) (int64, error) {
+	var s unix.Statfs_t
+	if err := unix.Statfs(dir, &s); err != nil {
+		return 0, &os.PathError{Op: "statfs", Path: dir, Err: err}
+	}
+	return int64(s.Bavail) * int64(s.Bsize), nil // of other types on other machines
 }
 
 func (osFS) Lock(path string, shared bool) (io.Closer, error) {

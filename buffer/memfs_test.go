@@ -7,6 +7,7 @@ import (
 	"io"
 	"io/fs"
 	"maps"
+	"math"
 	"math/rand/v2"
 	"path/filepath"
 	"slices"
@@ -235,6 +236,15 @@ func (m *memFS) SyncDir(dir string) error {
 		return true
 	})
 	return nil
+}
+
+func (m *memFS) Free(string) (int64, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.room == 0 {
+		return math.MaxInt64, nil
+	}
+	return max(m.room-m.used(), 0), nil
 }
 
 func (m *memFS) List(dir string) ([]FileInfo, error) {

@@ -42,6 +42,7 @@ func (l *Log) roll(n int) (*segment, error) {
 	if err := l.begin(s); err != nil {
 		return nil, errors.Join(fmt.Errorf("write %s: %w", s.name, err), l.abandon(s))
 	}
+	l.foresee()
 	if err := l.makeWay(int64(n)); err != nil {
 		return nil, err
 	}

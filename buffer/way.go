@@ -3,8 +3,19 @@ package buffer
 import "time"
 
 // On a full disk room is made by evicting all records of a segment, whose file is then used again. A few records that may not be evicted, in
-// every segment, would keep that from ever happening. So there always has to be a segment with none: once the disk is known to be full, those
-// of one other segment are moved into each new one, before anything else is written there. Nothing is evicted by that.
+// every segment, would keep that from ever happening. So there always has to be a segment with none: once the disk has no room for another
+// segment, those of one other segment are moved into each new one, before anything else is written there. Nothing is evicted by that.
+
+// foresee looks whether the disk has room for another segment, so that there is time to make way where it has not.
+func (l *Log) foresee() {
+	free, err := l.fs.Free(l.dir)
+	if err != nil {
+		return // the filler will find out
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.crammed = l.crammed || free < l.segmentSize()
+}
 
 // makeWay sees to it that on a full disk there is a segment that can be emptied by evicting. It leaves room for a frame of n bytes in the
 // active one.

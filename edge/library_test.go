@@ -3,6 +3,7 @@ package edge
 import (
 	"sync/atomic"
 	"testing"
+	"time"
 
 	mqtt "github.com/mochi-mqtt/server/v2"
 	"github.com/mochi-mqtt/server/v2/packets"
@@ -44,7 +45,15 @@ func spy(t *testing.T, h *spyHook) (string, *mqtt.Server) {
 		for _, cl := range s.Clients.GetAll() {
 			cl.Stop(nil)
 		}
-		_ = s.Close()
+		closed := make(chan struct{})
+		go func() { // hangs where a client leaves meanwhile: Close takes a read lock twice
+			defer close(closed)
+			_ = s.Close()
+		}()
+		select {
+		case <-closed:
+		case <-time.After(5 * time.Second):
+		}
 	})
 	return addr(), s
 }

@@ -77,6 +77,8 @@ func (d *badDisk) Remove(path string) error {
 }
 func (d *badDisk) SyncDir(string) error { return d.change(func() error { return nil }) }
 
+func (d *badDisk) Free(string) (int64, error) { return 1 << 40, nil }
+
 func (d *badDisk) List(dir string) ([]buffer.FileInfo, error) {
 	entries, err := os.ReadDir(dir)
 	if errors.Is(err, os.ErrNotExist) {

@@ -52,6 +52,8 @@ func (d *faultyDisk) Rename(from, to string) error { return errors.Join(d.err(),
 func (d *faultyDisk) Remove(path string) error     { return os.Remove(path) }
 func (d *faultyDisk) SyncDir(string) error         { return d.err() }
 
+func (d *faultyDisk) Free(string) (int64, error) { return 1 << 40, nil }
+
 func (d *faultyDisk) List(dir string) ([]buffer.FileInfo, error) {
 	entries, err := os.ReadDir(dir)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
