@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -68,6 +69,8 @@ type onFullDisk struct {
 	other  string // a file of somebody else's on the same disk
 	fleet  []*device
 	sensor *coapDevice
+	// sections are those of the configuration.
+	sections []string
 }
 
 // newOnFullDisk starts it; max_bytes of the uplink is more than the disk has.
@@ -79,9 +82,12 @@ func newOnFullDisk(t *testing.T, whenFull string) *onFullDisk {
 		t.Fatal(err)
 	}
 	f.gateway = newGateway(t)
-	f.configure(strings.Replace(head, `"data"`, fmt.Sprintf("%q", filepath.Join(f.disk, "data")), 1), "[coap]\n  listen = [\"coap://127.0.0.1:0\"]\n",
+	f.sections = []string{
+		strings.Replace(head, `"data"`, fmt.Sprintf("%q", filepath.Join(f.disk, "data")), 1), "[coap]\n  listen = [\"coap://127.0.0.1:0\"]\n",
 		"[route.up]\n  from = [\"plant/#\"]\n",
-		uplinkTo("cloud", f.cloud.url(), "5", "[uplink.cloud.buffer]\n  max_bytes = \"1GiB\"\n  compress = \"off\"\n  when_full = \""+whenFull+"\""))
+		uplinkTo("cloud", f.cloud.url(), "5", "[uplink.cloud.buffer]\n  max_bytes = \"1GiB\"\n  compress = \"off\"\n  when_full = \""+whenFull+"\""),
+	}
+	f.configure(f.sections...)
 	f.start()
 	for i, version := range []string{"3.1.1", "5"} {
 		name := fmt.Sprintf("dev%d", i)
@@ -269,6 +275,38 @@ func TestFullDiskBesideSessions(t *testing.T) {
 	}
 	t.Logf("%d messages acknowledged, %d kept", f.acked(), kept)
 	f.stop()
+}
+
+// TestReloadOnFullDisk: on a full disk an uplink comes and goes by a reload, and comes through a kill.
+func TestReloadOnFullDisk(t *testing.T) {
+	for _, whenFull := range []string{"refuse", "drop-oldest"} {
+		t.Run(whenFull, func(t *testing.T) {
+			f := newOnFullDisk(t, whenFull)
+			connects, refused, _ := f.refusals()
+			waitFor(t, 90*time.Second, "the disk to be full", func() bool {
+				c, r, _ := f.refusals()
+				return c > connects && r > refused || f.metrics().places("cloud")["evicted"] > 3000
+			}, f.String)
+			more := append(slices.Clone(f.sections), uplinkTo("second", "mqtt://127.0.0.1:9", "5"), "[route.other]\n  from = [\"plant/+\"]\n  to = [\"second\"]\n")
+			for _, round := range [][][]string{{more, f.sections, more}, {f.sections}, {more, f.sections, more}} {
+				for _, sections := range round {
+					f.configure(sections...)
+					if r := f.run("reload"); r.code != 0 || !strings.Contains(r.out, "uplink.second: ") {
+						t.Fatalf("reload: %v", r)
+					}
+				}
+				f.kill()
+				f.gateway.start()
+			}
+			acked := f.acked()
+			f.removeOther(t)
+			waitFor(t, 90*time.Second, "devices to be taken in again", func() bool { return f.acked() > acked+1500 }, f.String)
+			f.cloud.up()
+			f.finish(t)
+			f.requireDrained("cloud", 90*time.Second)
+			f.stop()
+		})
+	}
 }
 
 // requireAccounted wants every copy to have been delivered, evicted or refused, and the sink to have seen each that was delivered.
