@@ -44,13 +44,13 @@ func (l *Log) rest(d time.Duration) {
 func (l *Log) step() (time.Duration, bool) {
 	l.mu.Lock()
 	closing := l.closing
-	failed := l.failed != nil
+	failed, crammed := l.failed != nil, l.crammed
 	l.mu.Unlock()
 	if failed {
 		return l.heal(closing)
 	}
 	l.evictOverBound()
-	if !closing {
+	if !closing && crammed {
 		if err := l.makeWay(0); err != nil {
 			l.alarm(err) // the next frame goes to another segment
 		}

@@ -73,11 +73,11 @@ func (q *Queue) part(e *extent, size int64) Seq {
 	return e.last
 }
 
-// evictForSpace is for a full disk: it evicts what still is needed of one segment, so that its file can be used again. It reports false
-// if no segment can be emptied in this way.
-func (l *Log) evictForSpace() bool {
+// evictForSpace is for a full disk: it evicts what still is needed of one segment, so that its file, of at least so many bytes, can be
+// used again. It reports false if no segment can be emptied in this way.
+func (l *Log) evictForSpace(least int64) bool {
 	l.mu.Lock()
-	s := l.expendable()
+	s := l.expendable(least)
 	if s == nil {
 		l.mu.Unlock()
 		return false
@@ -101,18 +101,38 @@ func (l *Log) evictForSpace() bool {
 	for _, p := range parts {
 		l.giveAway(p.q, Evicted, p.c)
 	}
+	l.noteEvicted()
 	return true
+}
+
+// noteEvicted writes the state of the queues where that fits behind what is in the active segment, as the file that holds what was evicted
+// is about to be used for something else: without that a kill in between would make it seem damaged.
+func (l *Log) noteEvicted() {
+	s := l.active
+	if !s.writable() {
+		return
+	}
+	l.mu.Lock()
+	f := l.checkpoint()
+	l.mu.Unlock()
+	if int64(len(f.buf)) > s.tight() {
+		return
+	}
+	off := s.end
+	if l.put(f, s) == nil && l.sync(s) == nil {
+		l.publish(job{frame: f, sync: true}, s, off)
+	}
 }
 
 // stays reports whether its records may not be evicted.
 func (e *extent) stays() bool { b := e.queue.bound; return b == nil || b.policy != DropOldest }
 
 // expendable gives the segment to be emptied on a full disk: the oldest whose records may all be evicted, and if possible one that holds
-// only records of queues which are the first to be evicted from. Log.mu is held.
-func (l *Log) expendable() *segment {
+// only records of queues which are the first to be evicted from. Its file has at least so many bytes. Log.mu is held.
+func (l *Log) expendable(least int64) *segment {
 	var second *segment
 	for _, s := range l.segments {
-		if s.live == 0 || !l.emptiable(s) {
+		if s.live == 0 || s.size < least || !l.emptiable(s) {
 			continue
 		}
 		first := true

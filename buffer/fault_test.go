@@ -385,8 +385,8 @@ func TestNewestSegmentIsKept(t *testing.T) {
 	}
 	l = openLog(t, "/log", Options{FS: m, SegmentBytes: 8 << 10})
 	q = queueOf(t, l, "q", QueueOptions{})
-	q.Purge()
 	m.setFault(failOp("create", 1<<30, syscall.ENOSPC))
+	q.Purge()
 	p, err := l.Append(Record{Queue: q, Data: []byte("y")})
 	if err == nil {
 		err = l.Wait(t.Context(), p)

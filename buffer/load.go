@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"time"
 )
 
@@ -20,15 +21,50 @@ var errUnreadable = errors.New("the segment cannot be read at the moment; its fi
 
 // load reads one segment file. It returns false if there is nothing in it: then torn says whether something may have been. A log opened
 // for reading only takes what can be read, after some tries, as it changes nothing.
-func (l *Log) load(info FileInfo, index uint64) (scanned, bool, error) {
+func (l *Log) load(info FileInfo, index uint64) (sc scanned, found bool, err error) {
+	err = l.insist(info.Name, func(anyway bool) (err error) {
+		sc, found, err = l.tryLoad(info, index, anyway)
+		return err
+	})
+	return sc, found, err
+}
+
+// insist calls f until it can read what it wants, for some tries; the last time anyway says that unreadable bytes are to be taken for zeros.
+func (l *Log) insist(name string, f func(anyway bool) error) error {
 	for wait := firstReload; ; wait *= 2 {
-		sc, found, err := l.tryLoad(info, index, l.readOnly && wait > lastReload)
+		err := f(l.readOnly && wait > lastReload)
 		if wait > lastReload || !errors.Is(err, errUnreadable) {
-			return sc, found, err
+			return err
 		}
-		l.log.Warn("reading a segment failed; trying again", "segment", info.Name, "err", err)
+		l.log.Warn("reading a segment failed; trying again", "segment", name, "err", err)
 		time.Sleep(wait)
 	}
+}
+
+// completeStates reads the state of the queues from the frames of the newest segment, where its seal had no room for that: no other segment
+// says it.
+func (l *Log) completeStates(sc *scanned) error {
+	if !sc.intact || slices.ContainsFunc(sc.updates, func(u update) bool { return u.whole }) {
+		return nil
+	}
+	s := sc.seg
+	return l.insist(s.name, func(anyway bool) error {
+		f, err := l.fs.Open(s.path(l.dir), true)
+		if err != nil {
+			return fmt.Errorf("%s: %w: %w", s.name, errUnreadable, err)
+		}
+		var w window
+		w.reset(f, s.salt)
+		end := s.end
+		frames := scan(&w, s, end, nil)
+		s.end = end
+		err = errors.Join(w.err, f.Close())
+		if err != nil && !anyway {
+			return fmt.Errorf("%s: %w: %w", s.name, errUnreadable, err)
+		}
+		sc.updates = frames.updates
+		return nil
+	})
 }
 
 // tryLoad makes one attempt at load. anyway takes unreadable bytes for zeros.

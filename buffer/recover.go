@@ -43,6 +43,9 @@ func (l *Log) recover() error {
 		}
 	}
 	if n := len(found); n > 0 {
+		if err := l.completeStates(&found[n-1]); err != nil {
+			return err
+		}
 		// Only a failed write or fsync leaves a segment open and begins another.
 		for _, sc := range found[:n-1] {
 			sc.seg.suspect = !sc.sealed
@@ -160,8 +163,8 @@ func (l *Log) restoreStates(found []scanned) bool {
 				whole, states = true, map[uint64]queueState{}
 			}
 			for _, st := range u.states {
-				if st.name == "" {
-					st.name = old[st.id].name
+				if before, ok := old[st.id]; ok {
+					st.goOn(&before)
 				}
 				if st.dropped {
 					delete(states, st.id)
@@ -190,6 +193,17 @@ func (l *Log) restoreStates(found []scanned) bool {
 		q.damaged, q.damagedBefore = st.damaged, st.damaged
 	}
 	return whole
+}
+
+// goOn takes from an earlier state what this one does not know: cursors go without the name, and those of a frame for which a segment was
+// begun are older than the list of all queues there.
+func (st *queueState) goOn(before *queueState) {
+	if st.name == "" {
+		st.name = before.name
+	}
+	st.done.join(&before.done)
+	st.next = max(st.next, before.next)
+	st.evicted, st.damaged = max(st.evicted, before.evicted), max(st.damaged, before.damaged)
 }
 
 // nameless makes a queue whose name is not known.

@@ -57,9 +57,11 @@ func (s *segment) room() int64 { return s.limit() - s.end - endMarkLen - sealRes
 
 // tight is the same where nothing is kept free but what the seal takes.
 func (s *segment) tight() int64 {
-	const extent, more = 96, 16 // bytes of one, and how many the frame may add
-	return s.limit() - s.end - endMarkLen - min(int64(512+extent*(len(s.extents)+more)), sealReserve(s.size))
+	return s.limit() - s.end - endMarkLen - min(int64(512+sealedExtent*len(s.extents)), sealReserve(s.size))
 }
+
+// sealedExtent is how many bytes of the seal one extent takes, at most in all likelihood.
+const sealedExtent = 96
 
 // chargeWhole charges the whole file of a segment that is full to the records in it, what stays empty at its end included, so that the
 // bounds hold for what the disk has to give.
@@ -321,7 +323,7 @@ func (l *Log) free(dead []*segment) {
 	size := l.segmentBytes()
 	for _, s := range dead {
 		l.mu.Lock()
-		if s.pins > 0 {
+		if s.pins > 0 || s.gone {
 			l.mu.Unlock()
 			continue
 		}

@@ -89,6 +89,14 @@ func (s *seqSet) add(lo, hi Seq) {
 	}
 }
 
+// join puts all of o into the set.
+func (s *seqSet) join(o *seqSet) {
+	s.add(1, o.floor)
+	for _, p := range o.spans {
+		s.add(p.lo, p.hi)
+	}
+}
+
 // upTo copies the set without what is behind seq.
 func (s *seqSet) upTo(seq Seq) seqSet {
 	c := seqSet{floor: min(s.floor, seq)}

@@ -140,6 +140,7 @@ func zeroFill(f File, size int64, stop <-chan struct{}) error {
 // that is not needed.
 func (l *Log) segmentFile(name string, need int64) (File, int64, error) {
 	path := filepath.Join(l.dir, name)
+	l.lastNeed = need
 	if sp, ok := l.takeSpare(need); ok {
 		return l.openSpare(sp, path)
 	}
@@ -152,33 +153,6 @@ func (l *Log) segmentFile(name string, need int64) (File, int64, error) {
 	}
 	l.lastSegmentSize = size
 	return f, size, err
-}
-
-// fileOnFullDisk is segmentFile where the disk has no room. It evicts no more than it has to for a file that is worth it, as small segments
-// leave no room to move anything, and takes what there is only where nothing more can be evicted.
-func (l *Log) fileOnFullDisk(path string, need int64) (File, int64, error) {
-	l.lastSegmentSize = 0 // there is little room: begin small
-	for size := max(need, l.segmentBytes()/2); ; {
-		if sp, ok := l.takeDead(size); ok {
-			return l.openSpare(sp, path)
-		}
-		if l.removeUseless() {
-			f, size, err := l.createSegment(path, size)
-			if err == nil || !isNoSpace(err) {
-				return f, size, err
-			}
-		}
-		if !l.evictForSpace() {
-			break
-		}
-	}
-	for size := l.segmentBytes() / 4; ; size /= 2 {
-		size = max(size, need)
-		f, made, err := l.createSegment(path, size)
-		if err == nil || !isNoSpace(err) || size == need {
-			return f, made, err
-		}
-	}
 }
 
 // takeSpare gives a spare of at least need bytes.
@@ -249,46 +223,9 @@ func (l *Log) createSegment(path string, size int64) (File, int64, error) {
 	if err != nil {
 		return nil, 0, errors.Join(err, f.Close(), l.fs.Remove(path))
 	}
+	l.roomless = false
 	l.mu.Lock()
 	l.crammed = false
 	l.mu.Unlock()
 	return f, size, nil
-}
-
-// takeDead gives the file of a segment without live records, although no cursor that says so is synced yet: the state of the
-// queues is the first thing written into it.
-func (l *Log) takeDead(need int64) (spare, bool) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	for i, s := range l.dead {
-		if s.pins > 0 || s.size < need || s.suspect || s == l.anchor {
-			continue
-		}
-		l.dead = append(l.dead[:i:i], l.dead[i+1:]...)
-		l.removeSegment(s)
-		l.log.Debug("segment used again at once", "segment", s.name)
-		return spare{name: s.name, size: s.size}, true
-	}
-	return spare{}, false
-}
-
-// removeUseless removes segments without live records that cannot be used again, although no cursor that says so is synced yet:
-// without the room there is nowhere to write one. It returns whether there were any.
-func (l *Log) removeUseless() bool {
-	l.mu.Lock()
-	var paths []string
-	for _, s := range slices.Clone(l.dead) {
-		if s.pins == 0 && s != l.anchor {
-			l.removeSegment(s)
-			l.log.Debug("segment removed at once", "segment", s.name)
-			paths = append(paths, s.path(l.dir))
-		}
-	}
-	l.mu.Unlock()
-	for _, path := range paths {
-		if err := l.fs.Remove(path); err != nil {
-			l.log.Warn("freeing a segment failed", "segment", path, "err", err)
-		}
-	}
-	return len(paths) > 0
 }

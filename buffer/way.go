@@ -1,6 +1,9 @@
 package buffer
 
-import "time"
+import (
+	"slices"
+	"time"
+)
 
 // On a full disk room is made by evicting all records of a segment, whose file is then used again. A few records that may not be evicted, in
 // every segment, would keep that from ever happening. So there always has to be a segment with none: once the disk has no room for another
@@ -18,17 +21,27 @@ func (l *Log) foresee() {
 }
 
 // makeWay sees to it that on a full disk there is a segment that can be emptied by evicting. It leaves room for a frame of n bytes in the
-// active one.
+// active one. As it may be found too late that the disk is full, it does so on any disk where little has to be moved.
 func (l *Log) makeWay(n int64) error {
-	l.mu.Lock()
-	need := l.crammed && len(l.spares) == 0 && l.active.writable()
-	l.mu.Unlock()
-	if !need {
+	if !l.active.writable() {
 		return nil
 	}
-	_, err := l.moveStaying(func(s *segment) int64 { return s.room() - n })
+	l.mu.Lock()
+	part := littleStays
+	if l.crammed {
+		part = worthMoving
+	}
+	ready := slices.ContainsFunc(l.spares, func(s spare) bool { return s.size >= l.lastNeed })
+	l.mu.Unlock()
+	if ready {
+		return nil
+	}
+	_, err := l.moveStaying(part, func(s *segment) int64 { return s.room() - n })
 	return err
 }
+
+// littleStays is the part of a segment that is little.
+const littleStays = 0.125
 
 // squeeze does the same where there was no time for it, in what is kept for the seal of the active segment and not needed by it. It reports
 // whether something was moved.
@@ -36,20 +49,21 @@ func (l *Log) squeeze() (bool, error) {
 	if !l.active.writable() {
 		return false, nil
 	}
-	return l.moveStaying((*segment).tight)
+	return l.moveStaying(worthMoving, (*segment).tight)
 }
 
-// moveStaying moves the records that may not be evicted of one segment into the active one, where they fit into the room, unless there is
-// a segment that can be emptied without that. It reports whether anything was moved. It may be called while a frame is being written, so
-// an error, after which the active segment is suspect, concerns nobody but the caller.
-func (l *Log) moveStaying(room func(*segment) int64) (moved bool, err error) {
+// moveStaying moves the records that may not be evicted of one segment into the active one, where they are no more than a part of it and fit
+// into the room, unless there is a segment that can be emptied without that. It reports whether anything was moved. It may be called while
+// a frame is being written, so an error, after which the active segment is suspect, concerns nobody but the caller.
+func (l *Log) moveStaying(part float64, room func(*segment) int64) (moved bool, err error) {
 	for {
-		s := l.inTheWay(room)
+		s := l.inTheWay(part, room(l.active))
 		if s == nil {
 			return moved, nil
 		}
 		f := l.gatherFrom(s, (*extent).stays)
-		if f.count == 0 || f.bound() > room(l.active) {
+		states, queues := l.statesOf(f)
+		if f.count == 0 || f.bound()+int64(len(states)+len(f.entries)*sealedExtent) > room(l.active) {
 			l.mu.Lock()
 			s.stuckUntil = time.Now().Add(moveRetry)
 			l.mu.Unlock()
@@ -57,6 +71,7 @@ func (l *Log) moveStaying(room func(*segment) int64) (moved bool, err error) {
 		}
 		l.compressor.shrink(f)
 		f.closeRecords(l.epoch)
+		f.addSection(sectionCursors, func(b []byte) ([]byte, int) { return append(b, states...), queues })
 		to, off := l.active, l.active.end
 		if err = l.put(f, to); err == nil {
 			err = l.sync(to)
@@ -69,12 +84,26 @@ func (l *Log) moveStaying(room func(*segment) int64) (moved bool, err error) {
 	}
 }
 
-// inTheWay gives the segment to be emptied of what may not be evicted: the oldest of which that fits into the room of the active one. It
-// gives nil where there is none, or no need for one as there are segments enough that can be emptied.
-func (l *Log) inTheWay(room func(*segment) int64) *segment {
+// statesOf gives the section with the states of the queues that have records in f, and their number: it says what was left out as the queue is
+// done with it, which no other frame may say yet.
+func (l *Log) statesOf(f *frameBuilder) ([]byte, int) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	enough := l.segmentSize() / 2 // see fileOnFullDisk
+	b := appendUint(nil, l.nextID)
+	queues := slices.Compact(slices.Clone(f.queues)) // in the order of their IDs
+	for _, q := range queues {
+		st := q.state()
+		b = appendQueueState(b, &st, true)
+	}
+	return b, len(queues)
+}
+
+// inTheWay gives the segment to be emptied of what may not be evicted: the oldest of which that is no more than a part and fits into the
+// room. It gives nil where there is none, or no need for one as there are segments enough that can be emptied.
+func (l *Log) inTheWay(part float64, room int64) *segment {
+	enough := max(l.worthwhile(), l.lastNeed) // see fileOnFullDisk
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	var oldest *segment
 	for _, s := range l.segments {
 		if l.emptiable(s) {
@@ -86,14 +115,14 @@ func (l *Log) inTheWay(room func(*segment) int64) *segment {
 		if oldest != nil || s == l.active || s == l.anchor || s.pins > 0 || s.suspect || s.held || s.stuck() {
 			continue
 		}
-		staying := int64(0)
+		staying, goes := int64(0), l.crammed
 		for _, e := range s.extents {
 			if e.live > 0 && e.stays() {
 				staying += e.liveBytes()
 			}
+			goes = goes || e.live > 0 && !e.stays()
 		}
-		// Moving what fills a segment gains nothing.
-		if float64(staying) <= worthMoving*float64(s.size) && staying+staying/4 <= room(l.active) {
+		if goes && float64(staying) <= part*float64(s.size) && staying+staying/4 <= room {
 			oldest = s
 		}
 	}

@@ -75,6 +75,9 @@ func (d *fullDisk) send(n, every, stay int) {
 		if err == nil {
 			err = d.l.Wait(d.t.Context(), p)
 		}
+		if d.m.isDead() {
+			return
+		}
 		if err != nil {
 			if !errors.Is(err, ErrFull) && !errors.Is(err, ErrBusy) && !errors.Is(err, ErrFailed) && !errors.Is(err, syscall.ENOSPC) {
 				d.t.Fatal(err)
@@ -88,7 +91,15 @@ func (d *fullDisk) send(n, every, stay int) {
 		d.row = 0
 		d.last = recs[0].Seq
 		if i%every == 0 {
-			d.kept[recs[1].Seq] = string(recs[1].Data)
+			seq := recs[1].Seq
+			d.kept[seq] = string(recs[1].Data)
+			for old := range d.kept {
+				if seq%3 == 0 { // replaced, as the state of sessions is
+					d.state.Ack(old)
+					delete(d.kept, old)
+				}
+				break
+			}
 		}
 	}
 }
@@ -162,5 +173,32 @@ func TestRestartsOnFullDisk(t *testing.T) {
 				d.check()
 			})
 		}
+	}
+}
+
+// TestCutsOnFullDisk ends the process, and cuts the power, at one change of a full disk after the other while segments are given up and
+// records move: what stays is there, and what was evicted or acknowledged is not taken for damaged.
+func TestCutsOnFullDisk(t *testing.T) {
+	const changes = 200
+	for _, how := range []string{"kill", "power cut"} {
+		t.Run(how, func(t *testing.T) {
+			for at := range changes {
+				d := newFullDisk(t, 400<<10, Options{SegmentBytes: 32 << 10})
+				d.send(700, 2, 20)
+				d.m.mu.Lock()
+				d.m.dieAt = d.m.changes + 1 + at
+				d.m.mu.Unlock()
+				d.send(300, 2, 20)
+				d.restart(how)
+				if state, backlog := d.state.Stats(), d.backlog.Stats(); state.Damaged+backlog.Damaged > 0 {
+					t.Errorf("change %d: %d records that stay are damaged, %d others", at, state.Damaged, backlog.Damaged)
+				}
+				d.check()
+				_ = d.l.Close()
+				if t.Failed() {
+					return
+				}
+			}
+		})
 	}
 }
