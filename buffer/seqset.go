@@ -93,6 +93,9 @@ func (s *seqSet) add(lo, hi Seq) {
 func (s *seqSet) join(o *seqSet) {
 	s.add(1, o.floor)
 	for _, p := range o.spans {
+		if i := s.search(p.hi); i < len(s.spans) && s.spans[i].lo <= p.lo {
+			continue // it is in one already, as nearly always
+		}
 		s.add(p.lo, p.hi)
 	}
 }

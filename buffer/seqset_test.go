@@ -59,3 +59,25 @@ func TestSeqSet(t *testing.T) {
 		}
 	}
 }
+
+// TestSeqSetJoin: what is in either set is in the joined one, and nothing else.
+func TestSeqSetJoin(t *testing.T) {
+	const top = 60
+	for seed := range uint64(1000) {
+		r := rand.New(rand.NewPCG(seed, 2))
+		var sets [2]seqSet
+		for i := range sets {
+			for range r.IntN(12) {
+				lo := Seq(1 + r.IntN(top))
+				sets[i].add(lo, lo+Seq(r.IntN(5)))
+			}
+		}
+		joined := sets[0].upTo(1 << 20)
+		joined.join(&sets[1])
+		for seq := Seq(1); seq <= top+6; seq++ {
+			if joined.has(seq) != (sets[0].has(seq) || sets[1].has(seq)) {
+				t.Fatalf("seed %d: has(%d) is %v in %+v of %+v", seed, seq, joined.has(seq), joined, sets)
+			}
+		}
+	}
+}
