@@ -24,7 +24,7 @@ type FS interface {
 	SyncDir(dir string) error
 	// List gives the files of dir in any order; a folder that does not exist has none.
 	List(dir string) ([]FileInfo, error)
-	// Free tells how many more bytes files in dir may take.
+	// Free tells how many more bytes the file system gives to files in dir, at most: a quota may allow less.
 	Free(dir string) (int64, error)
 	// Lock takes the lock on path, without waiting, for as long as the Closer is open; ErrLocked if it is taken.
 	// A shared lock may be held several times and does not create the file.

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"syscall"
 	"testing"
-	"time"
 )
 
 // eviction follows how many records of a queue are evicted at once, and how few it holds after that.
@@ -70,7 +69,7 @@ func TestFilesRemovedInVain(t *testing.T) {
 	l := openLog(t, "/log", o)
 	q := queueOf(t, l, "q", QueueOptions{Bound: l.NewBound(100<<20, DropOldest)})
 	put(t, l, Record{Queue: q, Data: []byte("first")})
-	time.Sleep(100 * time.Millisecond) // for the spare
+	await(t, l, "a spare", func() bool { return len(l.spares) > 0 })
 	m.setFault(func(op, _ string) error {
 		if op == "create" {
 			return syscall.ENOSPC

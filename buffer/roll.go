@@ -39,8 +39,12 @@ func (l *Log) roll(n int) (*segment, error) {
 			return nil, errors.Join(err, l.abandon(s))
 		}
 	}
-	if err := l.begin(s); err != nil {
-		return nil, errors.Join(fmt.Errorf("write %s: %w", s.name, err), l.abandon(s))
+	if err := l.begin(s, n); err != nil {
+		err = errors.Join(fmt.Errorf("write %s: %w", s.name, err), l.abandon(s))
+		if errors.Is(err, errOutgrown) {
+			return l.roll(n)
+		}
+		return nil, err
 	}
 	l.foresee()
 	if err := l.makeWay(int64(n)); err != nil {
@@ -145,9 +149,12 @@ func (l *Log) abandon(s *segment) error {
 	return errors.Join(s.file.Close(), l.fs.Remove(s.path(l.dir)))
 }
 
-// begin makes a new segment the active one. The header and the state of all queues are written but not synced: that is done with the first
-// frame.
-func (l *Log) begin(s *segment) error {
+// errOutgrown says that the state of the queues became so large since a file was made for it that a frame does not fit any more.
+var errOutgrown = errors.New("the state of the queues has outgrown the file")
+
+// begin makes a new segment the active one, for a frame of n bytes. The header and the state of all queues are written but not synced: that
+// is done with the first frame.
+func (l *Log) begin(s *segment, n int) error {
 	l.mu.Lock()
 	check := l.checkpoint() // what was evicted for the sake of the file is in it
 	l.mu.Unlock()
@@ -170,6 +177,9 @@ func (l *Log) begin(s *segment) error {
 		b = append(b, framed[:len(framed)-endMarkLen]...)
 	}
 	s.end = int64(len(b))
+	if s.end+int64(n)+endMarkLen > s.limit() {
+		return errOutgrown
+	}
 	b = append(b, make([]byte, endMarkLen)...)
 	putEndMark(b[s.end:], s.salt, s.end)
 	err := writeAt(s.file, s.head[:], s.size-tailLen)

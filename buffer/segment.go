@@ -52,7 +52,7 @@ type segment struct {
 	sealed bool
 	// suspect says that a write or fsync failed, so that the file is never written again.
 	suspect bool
-	// stuckUntil is when relocating it is tried again, after its records could not be read.
+	// stuckUntil is when relocating it is tried again, after its records could not be read or did not fit.
 	stuckUntil time.Time
 	// held says that records were given up because they could not be read: the file is left alone until the next start.
 	held bool

@@ -57,7 +57,8 @@ func (l *Log) Wait(ctx context.Context, p Pos) error {
 	}
 }
 
-// WaitAll waits until everything appended so far is durable, or cannot be, or ctx ends. Then Queue.Stats counts it among the records.
+// WaitAll waits until everything appended so far is durable, after which Queue.Stats counts it among the records. It returns ErrFailed where
+// the record appended last cannot be, ErrClosed, or the error of ctx.
 func (l *Log) WaitAll(ctx context.Context) error {
 	l.mu.Lock()
 	p := l.nextPos - 1

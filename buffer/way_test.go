@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -200,5 +201,114 @@ func TestCutsOnFullDisk(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestMovedBringsState: records that move out of the way bring what their queue is done with, which nothing on the disk may say yet, so that
+// after a kill those that stayed behind are not taken for damaged.
+func TestMovedBringsState(t *testing.T) {
+	m := newMemFS()
+	m.setFault(func(op, path string) error {
+		if strings.Contains(path, spareSuffix) && op == "create" {
+			return syscall.EMFILE
+		}
+		return nil
+	})
+	o := Options{FS: m, SegmentBytes: 32 << 10, SaveEvery: time.Hour}
+	l := openLog(t, "/log", o)
+	backlog := queueOf(t, l, "backlog", QueueOptions{Bound: l.NewBound(100<<20, DropOldest)})
+	state := queueOf(t, l, "state", QueueOptions{})
+	for i := range 100 {
+		put(t, l, Record{Queue: backlog, Data: payload(i, 1000)}, Record{Queue: state, Data: payload(i, 200)})
+	}
+	for seq := Seq(2); seq <= 100; seq += 2 { // so scattered that it is written late
+		state.Ack(seq)
+	}
+	before := l.Stats().RelocatedBytes
+	l.mu.Lock()
+	l.crammed = true
+	l.wakeCommitter()
+	l.mu.Unlock()
+	await(t, l, "records to move", func() bool { return l.counts.relocated > before && l.emptiable(l.segments[0]) })
+	o.FS = m.kill()
+	_ = l.Close()
+	l = openLog(t, "/log", o)
+	state = queueOf(t, l, "state", QueueOptions{})
+	got := drain(t, state, 0)
+	for seq := Seq(1); seq <= 100; seq += 2 {
+		if got[seq] == "" {
+			t.Errorf("record %d is lost", seq)
+		}
+	}
+	if s := state.Stats(); s.Damaged != 0 {
+		t.Errorf("%d records that were acknowledged are taken for damaged", s.Damaged)
+	}
+}
+
+// await waits for something that ready finds with Log.mu held.
+func await(t *testing.T, l *Log, what string, ready func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(time.Millisecond) {
+		l.mu.Lock()
+		done := ready()
+		l.mu.Unlock()
+		if done {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("waited for %s", what)
+		}
+	}
+}
+
+// TestStateOutgrowsFile: acknowledgements that come while a segment is begun make the state of the queues larger than its file was made for;
+// nothing is written over its end.
+func TestStateOutgrowsFile(t *testing.T) {
+	m := newMemFS()
+	m.setFault(func(op, path string) error {
+		if strings.Contains(path, spareSuffix) && op == "create" {
+			return syscall.EMFILE // files are made as large as they have to be
+		}
+		return nil
+	})
+	var acking atomic.Pointer[Queue]
+	next, syncs := Seq(2), 0
+	o := Options{FS: m, SegmentBytes: 8 << 10, SaveEvery: time.Hour, OnSync: func(time.Duration) {
+		if q := acking.Load(); q != nil {
+			if syncs++; syncs%3 == 0 {
+				for range 2000 {
+					q.Ack(next)
+					next += 2
+				}
+			}
+		}
+	}}
+	l := openLog(t, "/log", o)
+	queue := queueOf(t, l, "q", QueueOptions{})
+	for range 600 {
+		recs := make([]Record, 100)
+		for i := range recs {
+			recs[i] = Record{Queue: queue, Data: []byte("x")}
+		}
+		put(t, l, recs...)
+	}
+	acking.Store(queue)
+	for i := range 100 {
+		put(t, l, Record{Queue: queue, Data: payload(i, 3000)})
+	}
+	l.mu.Lock()
+	for _, s := range l.segments {
+		if s.end > s.limit() {
+			t.Errorf("the frames of %s end at %d, behind %d", s.name, s.end, s.limit())
+		}
+	}
+	l.mu.Unlock()
+	left := queue.Stats().Records
+	o.FS, o.OnSync = m.kill(), nil
+	_ = l.Close()
+	l = openLog(t, "/log", o)
+	again := queueOf(t, l, "q", QueueOptions{})
+	if s := again.Stats(); s.Damaged != 0 || s.Records < left || len(drain(t, again, 0)) != int(s.Records) {
+		t.Errorf("%d damaged, %d of %d there", s.Damaged, s.Records, left)
 	}
 }
