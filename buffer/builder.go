@@ -179,6 +179,39 @@ func (f *frameBuilder) addSection(kind sectionKind, fill func(b []byte) ([]byte,
 	f.sections++
 }
 
+// addStates appends the states of queues, and behind them what is kept for their owners. named says whose name is written too. Log.mu is held.
+func (f *frameBuilder) addStates(kind sectionKind, nextID uint64, qs []*Queue, named func(q *Queue) bool) {
+	losses := 0
+	f.addSection(kind, func(b []byte) ([]byte, int) {
+		b = appendUint(b, nextID)
+		for _, q := range qs {
+			st := q.state()
+			b = appendQueueState(b, &st, named(q))
+			if st.losses.total > 0 {
+				losses++
+			}
+		}
+		return b, len(qs)
+	})
+	if losses == 0 {
+		return
+	}
+	f.addSection(sectionLosses, func(b []byte) ([]byte, int) {
+		for _, q := range qs {
+			if q.losses.total > 0 {
+				b = appendLosses(b, q.id, &q.losses)
+			}
+		}
+		return b, losses
+	})
+}
+
+// addSections appends those of another frame, which has no records.
+func (f *frameBuilder) addSections(of *frameBuilder) {
+	f.buf = append(f.buf, of.buf[frameHeaderLen:]...)
+	f.sections += of.sections
+}
+
 // finish gives the bytes for off in s: the frame, sealed where it has keys, and an end mark. The frame itself stays as it was, so that it
 // can be written to another place.
 func (f *frameBuilder) finish(v *vault, s *segment, off int64) ([]byte, error) {

@@ -39,6 +39,12 @@ import (
 // keys, beside them if any is sealed: the name of the key of each, 0 if it is plain.
 //
 //	{ key uvarint } ...
+//
+// losses, behind queues or cursors in the same frame, of those queues that ever had any: what is kept for their owners.
+//
+//	{ queue uvarint | noted uvarint | runs uvarint | { reason 1 | epoch varint | first varint | last-first uvarint } ... } ...
+//
+// "epoch" and "first" are less those of the run before, "first" less its last; the first run goes on from 0.
 const (
 	stateNamed   = 1
 	stateDropped = 2
@@ -239,6 +245,8 @@ type queueState struct {
 	next    Seq
 	evicted uint64
 	damaged uint64
+	// losses stands in a section of its own.
+	losses lossList
 }
 
 func appendQueueState(b []byte, q *queueState, named bool) []byte {

@@ -249,14 +249,10 @@ func (l *Log) addCursors(f *frameBuilder, all bool) []*Queue {
 	if len(qs) == 0 {
 		return nil
 	}
-	f.addSection(sectionCursors, func(b []byte) ([]byte, int) {
-		b = appendUint(b, l.nextID)
-		for _, q := range qs {
-			st := q.state()
-			b = appendQueueState(b, &st, q.announce > 0)
-			q.announce = max(q.announce-1, 0)
-		}
-		return b, len(qs)
+	f.addStates(sectionCursors, l.nextID, qs, func(q *Queue) bool {
+		named := q.announce > 0
+		q.announce = max(q.announce-1, 0)
+		return named
 	})
 	l.forgetDropped(qs)
 	return qs
@@ -265,7 +261,7 @@ func (l *Log) addCursors(f *frameBuilder, all bool) []*Queue {
 // state is what a cursor keeps of q. Log.mu is held.
 func (q *Queue) state() queueState {
 	return queueState{
-		id: q.id, name: q.name, dropped: q.dropped, done: q.done, next: q.stored + 1, evicted: q.evicted, damaged: q.damaged,
+		id: q.id, name: q.name, dropped: q.dropped, done: q.done, next: q.stored + 1, evicted: q.evicted, damaged: q.damaged, losses: q.losses,
 	}
 }
 

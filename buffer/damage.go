@@ -86,13 +86,13 @@ func (q *Queue) report(why Reason, spans []span, epoch uint64) {
 	for _, s := range spans {
 		for seq := s.lo; seq <= s.hi; seq++ {
 			if recs = append(recs, Rec{Seq: seq, Epoch: epoch, expires: never}); len(recs) == most {
-				onDrop(q, why, recs)
+				q.drop(onDrop, why, recs)
 				recs = recs[:0]
 			}
 		}
 	}
 	if len(recs) > 0 {
-		onDrop(q, why, recs)
+		q.drop(onDrop, why, recs)
 	}
 }
 

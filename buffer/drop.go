@@ -118,7 +118,7 @@ func (l *Log) giveAway(q *Queue, why Reason, c cutting) {
 			lost = overlap(lost, c.spans, at, res.reached)
 			keepRecs(&b, c.spans)
 			if len(b.Recs) > 0 && onDrop != nil {
-				onDrop(q, why, b.Recs)
+				q.drop(onDrop, why, b.Recs)
 			}
 			p.off, p.lo = res.off, res.reached+1
 		}

@@ -125,7 +125,10 @@ func (l *Log) noteEvicted() {
 }
 
 // stays reports whether its records may not be evicted.
-func (e *extent) stays() bool { b := e.queue.bound; return b == nil || b.policy != DropOldest }
+func (e *extent) stays() bool {
+	q := e.queue
+	return q.stayPut || q.bound == nil || q.bound.policy != DropOldest
+}
 
 // expendable gives the segment to be emptied on a full disk: the oldest whose records may all be evicted, and if possible one that holds
 // only records of queues which are the first to be evicted from. Its file has at least so many bytes. Log.mu is held.

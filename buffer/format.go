@@ -104,6 +104,7 @@ const (
 	sectionExtents sectionKind = 4
 	sectionAges    sectionKind = 5
 	sectionKeys    sectionKind = 6
+	sectionLosses  sectionKind = 7 // beside queues or cursors
 )
 
 // seed gives the start value of the checksums of what stands at off in a segment.

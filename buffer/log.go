@@ -201,6 +201,7 @@ func (l *Log) declare(name string, o QueueOptions) (*Queue, []lostSpan, error) {
 		l.register(q)
 	}
 	q.declared, q.onDrop, q.maxAge = true, o.OnDrop, o.MaxAge
+	q.stayPut, q.keepLosses = o.Stays, o.KeepLosses
 	if q.maxAge > 0 && !l.expiring {
 		l.expiring = true
 		l.wakeCommitter()

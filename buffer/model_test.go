@@ -25,6 +25,7 @@ type fact struct {
 	group   int
 	durable bool // Notify said so
 	gone    bool // acknowledged or dropped: may be there or not after a crash
+	acked   bool // acknowledged or purged: nobody is told
 	failed  bool // Notify said so: may be there or not
 	expires bool
 }
@@ -62,6 +63,13 @@ type model struct {
 	// unsure queues were not read since a crash: what is gone may be back, what was not durable may be there or not.
 	unsure map[string]bool
 
+	// kept is what was noted of the losses; marks says how far, and blind which queues had more of them than the log keeps.
+	kept  map[nameOf]bool
+	marks map[string]uint64
+	blind map[string]bool
+	// accounted counts losses that were looked for after a crash and found.
+	accounted int
+
 	// idle lets what is under way go on for a moment.
 	idle func()
 	// wait waits until a position is on disk, or the power goes. skip says which queues an open leaves undeclared.
@@ -84,6 +92,7 @@ func newModel(t *testing.T, seed uint64, o Options) *model {
 	m := &model{t: t, r: rand.New(rand.NewPCG(seed, 7)), fs: newMemFS(), facts: map[int]*fact{}, names: map[nameOf]int{}}
 	m.o, m.shape, m.keys = o, seed%4, map[string][]Key{}
 	m.unsure = map[string]bool{}
+	m.kept, m.marks, m.blind = map[nameOf]bool{}, map[string]uint64{}, map[string]bool{}
 	m.idle = func() { time.Sleep(time.Millisecond) }
 	m.wait = func(p Pos) { _ = m.l.Wait(t.Context(), p) }
 	m.skip = func(string) bool { return false }
@@ -184,7 +193,7 @@ func (m *model) opened(l *Log) {
 
 func (m *model) declare(name string) {
 	m.t.Helper()
-	qo := QueueOptions{OnDrop: m.dropped}
+	qo := QueueOptions{OnDrop: m.dropped, KeepLosses: true}
 	switch {
 	case strings.Contains(name, "/a/"):
 		qo.Bound = m.bounds[0]
@@ -243,7 +252,44 @@ func (m *model) dropped(q *Queue, why Reason, recs []Rec) {
 		if f.gone && why != Failed && !m.unsure[f.queue] {
 			m.t.Errorf("%s: record %d is %v, but was gone already", q.Name(), r.Seq, why)
 		}
-		f.gone = true
+		f.gone, f.acked = true, f.acked || why == Purged
+	}
+}
+
+// note checks that what left a queue and was not acknowledged is among the losses, and keeps those at times. m.mu is held.
+func (m *model) note(found map[int]bool) {
+	now := map[nameOf]bool{}
+	for name, q := range m.qs {
+		losses, mark := q.Losses()
+		keep := m.marks[name] > mark || m.r.IntN(2) == 0 // else the next one has to find them again
+		m.l.mu.Lock()
+		m.blind[name] = m.blind[name] || q.losses.noted > m.marks[name]
+		m.l.mu.Unlock()
+		for _, x := range losses {
+			if x.Why == Damaged {
+				x.Epoch = 0 // it may be another one
+			}
+			for seq := x.First; seq <= x.Last; seq++ {
+				n := nameOf{name, x.Epoch, seq}
+				if now[n] = true; keep {
+					m.kept[n] = true
+				}
+			}
+		}
+		if keep {
+			q.Noted(mark)
+			m.marks[name] = max(m.marks[name], mark)
+		}
+	}
+	for id, f := range m.facts {
+		if m.qs[f.queue] == nil || !f.durable || f.acked || found[id] || m.blind[f.queue] {
+			continue
+		}
+		named, unnamed := nameOf{f.queue, f.epoch, f.seq}, nameOf{f.queue, 0, f.seq}
+		if !m.kept[named] && !m.kept[unnamed] && !now[named] && !now[unnamed] {
+			m.fail("record %d of %s (sequence %d) left, and is not among the losses", id, f.queue, f.seq)
+		}
+		m.accounted++
 	}
 }
 
@@ -375,7 +421,7 @@ func (m *model) read() {
 	defer m.mu.Unlock()
 	for _, seq := range acked {
 		if f := m.facts[ids[seq]]; f != nil {
-			f.gone = true
+			f.gone, f.acked = true, true
 		}
 	}
 	m.log("read %s: %d acknowledged, floor %d", name, len(acked), q.Floor())
@@ -494,6 +540,7 @@ func (m *model) check(crashed bool) {
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	m.note(found)
 	groups := map[int][2]int{} // present, absent
 	unread := map[int]bool{}   // groups of which a part is in a queue that is not declared
 	for id, f := range m.facts {

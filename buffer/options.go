@@ -90,6 +90,8 @@ func (o Options) withDefaults() Options {
 type QueueOptions struct {
 	// Bound limits the bytes of the queue together with others. nil means no limit.
 	Bound *Bound
+	// Stays says that on a full disk records of others make room, not those of this queue, whatever the policy of the bound.
+	Stays bool
 	// MaxAge is how long a record stays; 0 means without end. Records that are older are Expired, with the same reservation as for
 	// Record.Lifetime. It holds for what is stored already, too.
 	MaxAge time.Duration
@@ -97,6 +99,8 @@ type QueueOptions struct {
 	// goroutine found out, without lock: it must be quick and must not call the log. recs are valid during the call. Of records that
 	// are Damaged only the sequence is known, of those that are Failed the epoch too.
 	OnDrop func(q *Queue, why Reason, recs []Rec)
+	// KeepLosses says that what OnDrop was told of is kept, through a crash too, until it is Noted; see Losses.
+	KeepLosses bool
 }
 
 // Reason says why a record left its queue without Ack.

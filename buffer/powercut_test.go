@@ -34,7 +34,7 @@ type cuts struct {
 }
 
 // work is what the log did besides storing, which cuts must have met.
-type work struct{ opens, evicted, expired, relocated, recycled int }
+type work struct{ opens, evicted, expired, relocated, recycled, accounted int }
 
 func (w *work) add(o work) {
 	w.opens += o.opens
@@ -42,6 +42,7 @@ func (w *work) add(o work) {
 	w.expired += o.expired
 	w.relocated += o.relocated
 	w.recycled += o.recycled
+	w.accounted += o.accounted
 }
 
 // turn is a goroutine of the log that waits to change the disk.
@@ -54,7 +55,7 @@ func newCuts(t *testing.T, seed uint64) *cuts {
 	c := &cuts{clock: &testClock{}}
 	m := &model{
 		t: t, r: rand.New(rand.NewPCG(seed, 11)), fs: newMemFS(), facts: map[int]*fact{}, names: map[nameOf]int{},
-		unsure: map[string]bool{}, lifetimes: seed%2 == 0, shape: seed / 2 % 4, keys: map[string][]Key{},
+		unsure: map[string]bool{}, kept: map[nameOf]bool{}, marks: map[string]uint64{}, blind: map[string]bool{}, lifetimes: seed%2 == 0, shape: seed / 2 % 4, keys: map[string][]Key{},
 	}
 	c.model = m
 	m.wait = c.settleUntil
@@ -381,15 +382,16 @@ func TestPowerCut(t *testing.T) {
 					c.run(each)
 					mu.Lock()
 					total += c.n
+					c.done.accounted = c.accounted
 					done.add(c.done)
 					mu.Unlock()
 				})
 			})
 		}
 	})
-	t.Logf("%d power cuts; the log was opened %d times, evicted %d records, let %d expire, relocated %d bytes, used %d segments again",
-		total, done.opens, done.evicted, done.expired, done.relocated, done.recycled)
-	if seeds > 10 && min(done.evicted, done.expired, done.relocated, done.recycled) == 0 {
+	t.Logf("%d power cuts; the log was opened %d times, evicted %d records, let %d expire, relocated %d bytes, used %d segments again; %d times a loss was looked for",
+		total, done.opens, done.evicted, done.expired, done.relocated, done.recycled, done.accounted)
+	if seeds > 10 && min(done.evicted, done.expired, done.relocated, done.recycled, done.accounted) == 0 {
 		t.Error("the log did not do all of that: the test proves too little")
 	}
 }

@@ -22,6 +22,8 @@ type Queue struct {
 	onDrop func(q *Queue, why Reason, recs []Rec)
 	// declared says that Log.Queue was called for it in this process.
 	declared, dropped bool
+	// stayPut and keepLosses are QueueOptions.Stays and KeepLosses.
+	stayPut, keepLosses bool
 	// next is the sequence the next append gets; stored is the last one that is on disk or given up.
 	next, stored Seq
 	// done holds what is not needed any more: every sequence up to stored that is not in it is in one of the extents.
@@ -32,6 +34,8 @@ type Queue struct {
 	bytes   int64
 	pending int64
 
+	// losses is kept for the owner; see loss.go.
+	losses lossList
 	// unheard is what was found damaged before the queue had an owner that could be told.
 	unheard []lostSpan
 
@@ -96,10 +100,14 @@ func (q *Queue) Floor() Seq {
 // are unknown, or were acknowledged, evicted, purged or lost before. It does not wait for the disk: an acknowledgement lost in a
 // crash only means that the record is sent again.
 func (q *Queue) Ack(seqs ...Seq) []Seq {
-	l := q.log
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	n := 0
+	q.log.mu.Lock()
+	defer q.log.mu.Unlock()
+	return q.ack(seqs)
+}
+
+// ack is Ack with Log.mu held.
+func (q *Queue) ack(seqs []Seq) []Seq {
+	l, n := q.log, 0
 	for i := 0; i < len(seqs); {
 		lo, hi := seqs[i], seqs[i]
 		start := i

@@ -191,6 +191,7 @@ func (l *Log) restoreStates(found []scanned) bool {
 		}
 		q.done, q.next, q.evicted = st.done.upTo(st.next-1), st.next, st.evicted
 		q.damaged, q.damagedBefore = st.damaged, st.damaged
+		q.losses = st.losses
 	}
 	return whole
 }
@@ -204,6 +205,7 @@ func (st *queueState) goOn(before *queueState) {
 	st.done.join(&before.done)
 	st.next = max(st.next, before.next)
 	st.evicted, st.damaged = max(st.evicted, before.evicted), max(st.damaged, before.damaged)
+	st.losses.join(&before.losses)
 }
 
 // nameless makes a queue whose name is not known.

@@ -211,19 +211,8 @@ func (l *Log) checkpoint() *frameBuilder {
 }
 
 func (l *Log) addQueues(f *frameBuilder) {
-	f.addSection(sectionQueues, func(b []byte) ([]byte, int) {
-		b = appendUint(b, l.nextID)
-		n := 0
-		for _, q := range l.order {
-			if q.dropped {
-				continue
-			}
-			st := q.state()
-			b = appendQueueState(b, &st, true)
-			n++
-		}
-		return b, n
-	})
+	all := slices.DeleteFunc(slices.Clone(l.order), func(q *Queue) bool { return q.dropped })
+	f.addStates(sectionQueues, l.nextID, all, func(*Queue) bool { return true })
 }
 
 func appendUint(b []byte, v uint64) []byte { return binary.AppendUvarint(b, v) }

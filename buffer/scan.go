@@ -12,6 +12,13 @@ type update struct {
 	states []queueState
 }
 
+// keep adds what stands behind the states.
+func (u *update) keep(losses map[uint64]lossList) {
+	for i := range u.states {
+		u.states[i].losses = losses[u.states[i].id]
+	}
+}
+
 // scanned is what was found in one segment.
 type scanned struct {
 	seg     *segment
@@ -128,6 +135,14 @@ func (out *scanned) take(h frameHeader, off int64, body []byte, s *segment) erro
 				return err
 			}
 			updates = append(updates, update{sec.kind == sectionQueues, nextID, states})
+		case sectionLosses:
+			losses, err := decodeLosses(sec)
+			if err != nil {
+				return err
+			}
+			if n := len(updates); n > 0 {
+				updates[n-1].keep(losses)
+			}
 		}
 	}
 	if len(body) != 0 {

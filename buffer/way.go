@@ -62,8 +62,8 @@ func (l *Log) moveStaying(part float64, room func(*segment) int64) (moved bool, 
 			return moved, nil
 		}
 		f := l.gatherFrom(s, (*extent).stays)
-		states, queues := l.statesOf(f)
-		if f.count == 0 || f.bound()+int64(len(states)+len(f.entries)*sealedExtent) > room(l.active) {
+		states := l.statesOf(f)
+		if f.count == 0 || f.bound()+int64(len(states.buf)+len(f.entries)*sealedExtent) > room(l.active) {
 			l.mu.Lock()
 			s.stuckUntil = time.Now().Add(moveRetry)
 			l.mu.Unlock()
@@ -71,7 +71,7 @@ func (l *Log) moveStaying(part float64, room func(*segment) int64) (moved bool, 
 		}
 		l.compressor.shrink(f)
 		f.closeRecords(l.epoch)
-		f.addSection(sectionCursors, func(b []byte) ([]byte, int) { return append(b, states...), queues })
+		f.addSections(states)
 		to, off := l.active, l.active.end
 		if err = l.put(f, to); err == nil {
 			err = l.sync(to)
@@ -84,18 +84,15 @@ func (l *Log) moveStaying(part float64, room func(*segment) int64) (moved bool, 
 	}
 }
 
-// statesOf gives the section with the states of the queues that have records in f, and their number: it says what was left out as the queue is
-// done with it, which no other frame may say yet.
-func (l *Log) statesOf(f *frameBuilder) ([]byte, int) {
+// statesOf gives a frame with the states of the queues that have records in f: it says what was left out as the queue is done with it, which no
+// other frame may say yet.
+func (l *Log) statesOf(f *frameBuilder) *frameBuilder {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	b := appendUint(nil, l.nextID)
+	states := newFrame(frameCommit, nil, 0)
 	queues := slices.Compact(slices.Clone(f.queues)) // in the order of their IDs
-	for _, q := range queues {
-		st := q.state()
-		b = appendQueueState(b, &st, true)
-	}
-	return b, len(queues)
+	states.addStates(sectionCursors, l.nextID, queues, func(*Queue) bool { return true })
+	return states
 }
 
 // inTheWay gives the segment to be emptied of what may not be evicted: the oldest of which that is no more than a part and fits into the

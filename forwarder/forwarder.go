@@ -199,6 +199,7 @@ func (f *Forwarder) openQueues(o *output, c config.Buffer, logger *slog.Logger) 
 			return err
 		}
 		o.queues[kind], o.lanes[kind] = l.queue, l
+		o.gaps.take(l)
 	}
 	o.gaps.settle(o.lanes[:])
 	o.dead = &deadLetters{log: f.log, logger: logger, evicted: f.metrics.deadLost.WithLabelValues(o.name)}

@@ -1,8 +1,10 @@
 package forwarder
 
 import (
+	"cmp"
 	"context"
 	"log/slog"
+	"sync"
 	"time"
 
 	"tidegate/buffer"
@@ -12,8 +14,8 @@ import (
 const (
 	// gapBytes bounds the reports on disk; all that are kept in memory fit.
 	gapBytes = 1 << 20
-	// saveEvery is the least time between two writes of reports, for every saveBytes of the first: what a kill can cost, and
-	// what the disk is spared while records are being lost all the time. At the most it is a second or so.
+	// saveEvery is the least time between two writes of reports, for every saveBytes of the first, so that the disk is spared
+	// while records are being lost all the time. At the most it is a second or so.
 	saveEvery = 20 * time.Millisecond
 	saveBytes = 512
 	saveRetry = time.Second
@@ -22,17 +24,21 @@ const (
 )
 
 // gapStore keeps the reports of one uplink on disk, in a queue of the log beside the records they are about, so that a
-// restart does not forget them. A report that grew is written again and the older one is acknowledged.
+// restart does not forget them. A report that grew is written again and the older one is acknowledged. What no report on
+// disk has yet the log keeps itself, as losses of the lanes.
 type gapStore struct {
 	log    *buffer.Log
 	queue  *buffer.Queue
+	lanes  []*lane
 	logger *slog.Logger
 	wake   chan struct{} // capacity 1: there is something to write
+	// entering is held for reading by who lets the log keep a loss before a report has it.
+	entering sync.RWMutex
 }
 
 // open declares the queue and takes in what an earlier process left.
 func (g *gaps) open(log *buffer.Log, name string, logger *slog.Logger) error {
-	q, err := log.Queue(name, buffer.QueueOptions{Bound: log.NewBound(gapBytes, buffer.DropOldest)})
+	q, err := log.Queue(name, buffer.QueueOptions{Bound: log.NewBound(gapBytes, buffer.DropOldest), Stays: true})
 	if err != nil {
 		return err
 	}
@@ -60,7 +66,7 @@ func (g *gaps) restore(r *gapReport) {
 			continue
 		}
 		if both.union(r.lost); len(both.list) <= maxRanges || len(both.list) < len(o.lost.list)+len(r.lost.list) {
-			o.lost = both
+			o.lost, o.unsaved = both, o.unsaved || r.unsaved
 			o.uncounted += r.uncounted
 			o.stored = append(o.stored, r.stored...)
 			return
@@ -102,6 +108,7 @@ func (g *gaps) keep(ctx context.Context) {
 // save writes what is not on disk yet, waits until it is, and lets go of what is needed no more. It returns how many bytes it
 // wrote.
 func (g *gaps) save(ctx context.Context) (n int, err error) {
+	marks := g.marks()
 	reports, recs, err := g.unsaved()
 	for i := range recs {
 		n += len(recs[i].Data)
@@ -136,7 +143,40 @@ func (g *gaps) save(ctx context.Context) (n int, err error) {
 	if len(gone) > 0 {
 		g.store.queue.Ack(gone...)
 	}
+	if err == nil {
+		for i, l := range g.store.lanes {
+			l.queue.Noted(marks[i])
+		}
+	}
 	return n, err
+}
+
+// marks tells for each lane up to where its losses are in a report.
+func (g *gaps) marks() []uint64 {
+	g.store.entering.Lock()
+	defer g.store.entering.Unlock()
+	var marks []uint64
+	for _, l := range g.store.lanes {
+		_, mark := l.queue.Losses()
+		marks = append(marks, mark)
+	}
+	return marks
+}
+
+// take makes reports of what an earlier process lost and did not keep.
+func (g *gaps) take(l *lane) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	losses, _ := l.queue.Losses()
+	for _, x := range losses {
+		k := gapKey{cmp.Or(x.Epoch, l.epoch), l.kind, placeOf(x.Why).String()}
+		g.restore(&gapReport{gapKey: k, lost: runs{[]run{{x.First, x.Last}}}, unsaved: true})
+	}
+	g.store.lanes = append(g.store.lanes, l)
+	if len(losses) > 0 {
+		g.some.Store(true)
+		signal(g.store.wake)
+	}
 }
 
 // unsaved takes the reports that are to be written, with their records.

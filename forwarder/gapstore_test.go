@@ -5,6 +5,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
@@ -72,6 +73,44 @@ func TestGapsSurviveARestart(t *testing.T) {
 			r.close()
 		})
 	}
+}
+
+// TestGapsSurviveAnEarlyKill: what was lost is announced although the gateway was killed before any report of it was on disk.
+func TestGapsSurviveAnEarlyKill(t *testing.T) {
+	cfg := testConfig(nil, "cloud")
+	cfg.Uplinks["cloud"] = config.Uplink{Buffer: config.Buffer{MaxBytes: 32 << 10}}
+	cloud := newFakeCloud(takeAll)
+	clouds := map[string]*fakeCloud{"cloud": cloud}
+	dir, disk := t.TempDir(), &badDisk{}
+	r := openWith(t, dir, cfg, clouds, buffer.Options{FS: disk, SaveEvery: time.Millisecond}) // nobody writes reports before Run
+	for range 100 {
+		r.send("a", strings.Repeat("x", 1000))
+	}
+	l := r.f.outs[0].lanes[pipeline.Normal]
+	last := l.queue.Stats().Last
+	dead := &flight{lane: pipeline.Normal, seq: last - 1, epoch: r.log.Epoch(), cell: l.ledger.cell([]byte("all"), l.uplink, l.kind)}
+	acks := ackList{}
+	acks.add(dead, placeDead)
+	l.release(&acks)
+	r.send("a", "the state is written with the next record")
+	if n := r.gapRecords(); n > 0 {
+		t.Fatalf("%d reports are on disk", n)
+	}
+	left := t.TempDir()
+	disk.snapshot(t, dir, left)
+	r.close()
+
+	r = open(t, left, cfg, clouds).start()
+	eventually(t, "the gaps are announced", func() bool {
+		return r.queued() == 0 && r.gapRecords() == 0 && len(cloud.arrivals()) >= len(cloud.records())+2
+	})
+	requireGaps(t, cloud, gap(uint64(last)-1, uint64(last)-1, "dead"), gap(1, uint64(100-len(cloud.records())), "evicted"))
+	for _, o := range r.f.outs {
+		if losses, _ := o.lanes[pipeline.Normal].queue.Losses(); len(losses) > 0 {
+			t.Errorf("the log still keeps %v", losses)
+		}
+	}
+	r.close()
 }
 
 // reported counts the sequences in the reports on disk.

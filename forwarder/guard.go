@@ -90,6 +90,7 @@ func openGuard(log *buffer.Log, name string, forgotten prometheus.Counter) (*gua
 	var err error
 	g.queue, err = log.Queue(name, buffer.QueueOptions{
 		Bound: log.NewBound(identityBytes, buffer.DropOldest),
+		Stays: true, // without them a command that is replayed would be carried out again
 		OnDrop: func(_ *buffer.Queue, why buffer.Reason, recs []buffer.Rec) {
 			if why == buffer.Evicted || why == buffer.Damaged { // this process still knows them, the next one will not
 				g.forgotten.Add(float64(len(recs)))

@@ -58,7 +58,7 @@ func (l *lane) adopt(log *buffer.Log, g *gaps, bound *buffer.Bound, maxAge time.
 
 // declare tells the log what the queue may keep.
 func (l *lane) declare(log *buffer.Log, name string, bound *buffer.Bound, maxAge time.Duration) error {
-	q, err := log.Queue(name, buffer.QueueOptions{Bound: bound, MaxAge: maxAge, OnDrop: l.dropped})
+	q, err := log.Queue(name, buffer.QueueOptions{Bound: bound, MaxAge: maxAge, OnDrop: l.dropped, KeepLosses: true})
 	if err == nil && l.queue == nil { // it is the same one each time
 		l.queue = q
 	}
@@ -69,6 +69,7 @@ func (l *lane) declare(log *buffer.Log, name string, bound *buffer.Bound, maxAge
 type ackList struct {
 	seqs   []buffer.Seq
 	leaves []leaving
+	lost   []buffer.Loss // those that do not reach the cloud
 }
 
 type leaving struct {
@@ -79,17 +80,29 @@ type leaving struct {
 func (a *ackList) add(f *flight, p place) {
 	a.seqs = append(a.seqs, f.seq)
 	a.leaves = append(a.leaves, leaving{f, p})
+	if p != placeDelivered {
+		a.lost = append(a.lost, buffer.Loss{Why: reasonOf(p), Epoch: f.epoch, First: f.seq, Last: f.seq})
+	}
 }
 
 func (a *ackList) reset() {
 	clear(a.leaves)
-	a.seqs, a.leaves = a.seqs[:0], a.leaves[:0]
+	a.seqs, a.leaves, a.lost = a.seqs[:0], a.leaves[:0], a.lost[:0]
 }
 
 // release acknowledges records in the buffer and counts them where they went. One that the buffer had pushed out in the
 // meantime was counted as evicted and is not counted again, even if the cloud has it.
 func (l *lane) release(a *ackList) {
-	fresh := l.queue.Ack(a.seqs...)
+	var fresh []buffer.Seq
+	if len(a.lost) == 0 {
+		fresh = l.queue.Ack(a.seqs...)
+	} else {
+		if l.gaps != nil {
+			l.gaps.store.entering.RLock()
+			defer l.gaps.store.entering.RUnlock()
+		}
+		fresh = l.queue.AckLost(a.seqs, a.lost)
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, k := range a.leaves {
@@ -107,18 +120,7 @@ func (l *lane) release(a *ackList) {
 // dropped counts records that left the buffer without an acknowledgement. It is called by the buffer, maybe from within
 // Append, and must not call it.
 func (l *lane) dropped(_ *buffer.Queue, why buffer.Reason, recs []buffer.Rec) {
-	p := placeEvicted
-	switch why {
-	case buffer.Evicted:
-	case buffer.Expired:
-		p = placeExpired
-	case buffer.Purged:
-		p = placePurged
-	case buffer.Damaged:
-		p = placeDamaged
-	case buffer.Failed:
-		p = placeRefused
-	}
+	p := placeOf(why)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for i := range recs {
@@ -135,6 +137,26 @@ func (l *lane) dropped(_ *buffer.Queue, why buffer.Reason, recs []buffer.Rec) {
 		l.gaps.add(gapKey{cmp.Or(r.Epoch, l.epoch), l.kind, p.String()}, r.Seq)
 	}
 }
+
+// placeOf is where records go that left the buffer for a reason. Those of this package are the places, from OwnReason on.
+func placeOf(why buffer.Reason) place {
+	switch why {
+	case buffer.Evicted:
+		return placeEvicted
+	case buffer.Expired:
+		return placeExpired
+	case buffer.Purged:
+		return placePurged
+	case buffer.Damaged:
+		return placeDamaged
+	case buffer.Failed:
+		return placeRefused
+	}
+	return min(place(max(why-buffer.OwnReason, 0)), placeCount-1)
+}
+
+// reasonOf is what placeOf makes p of.
+func reasonOf(p place) buffer.Reason { return buffer.OwnReason + buffer.Reason(p) }
 
 // leave moves one record of a cell from the buffer to a place. One that the census did not count is counted as found here,
 // and the census will pass over it.
