@@ -97,10 +97,11 @@ type Log struct {
 	// quarantined counts the bytes of the quarantine folder, nextSpare numbers spare files.
 	quarantined int64
 	nextSpare   uint64
-	// lastSegmentSize, lastNeed, roomless, moved and pace belong to the committer: the growth of first segments, what the last one needed,
-	// whether files that were removed from a full disk gave no room, whether it relocated last, and how long a frame gathers.
+	// lastNeed is what the last segment needed; the committer changes it, with mu held.
+	lastNeed int64
+	// lastSegmentSize, roomless, moved and pace belong to the committer: the growth of first segments, whether files that were removed
+	// from a full disk gave no room, whether it relocated last, and how long a frame gathers.
 	lastSegmentSize int64
-	lastNeed        int64
 	roomless        bool
 	moved           bool
 	pace            pace

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -251,5 +252,52 @@ func TestRoomReturns(t *testing.T) {
 				}
 			})
 		})
+	}
+}
+
+// TestSpareMadeMeanwhile: a spare that is made while the committer finds no room for a file of its own is room: bounds that refuse do not act
+// as full for ever because of it.
+func TestSpareMadeMeanwhile(t *testing.T) {
+	m := newMemFS()
+	l := openLog(t, "/log", Options{FS: m, SegmentBytes: 64 << 10})
+	q := queueOf(t, l, "q", QueueOptions{Bound: l.NewBound(100<<20, Refuse)})
+	put(t, l, Record{Queue: q, Data: payload(0, 1000)})
+	await(t, l, "a spare", func() bool { return len(l.spares) > 0 })
+
+	var full atomic.Bool
+	full.Store(true)
+	begin := make(chan struct{})
+	started := sync.OnceFunc(func() { close(begin) })
+	m.mu.Lock()
+	m.gate = func(op, path string) {
+		switch {
+		case !full.Load() || op != "create":
+		case strings.Contains(path, spareSuffix):
+			<-begin // the filler is late, and takes what room there is
+		default:
+			started()
+			await(t, l, "the filler", func() bool { return len(l.spares) > 0 })
+		}
+	}
+	m.fault = func(op, path string) error {
+		if op == "create" && !strings.Contains(path, spareSuffix) && full.Swap(false) { // a smaller file has room then
+			return syscall.ENOSPC
+		}
+		return nil
+	}
+	m.mu.Unlock()
+	send := func() error {
+		p, err := l.Append(Record{Queue: q, Data: payload(0, 1000)})
+		if err == nil {
+			err = l.Wait(t.Context(), p)
+		}
+		return err
+	}
+	for stored, deadline := 0, time.Now().Add(20*time.Second); stored < 300; { // of five segments
+		if send() == nil {
+			stored++
+		} else if time.Sleep(5 * time.Millisecond); time.Now().After(deadline) {
+			t.Fatalf("after %d records they are refused although there is a spare, and room", stored)
+		}
 	}
 }

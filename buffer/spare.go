@@ -69,11 +69,16 @@ func (l *Log) fillLoop() {
 	}
 }
 
-// lowerBounds makes the bounds act as full until room is found again, apart from what the active segment can still hold.
+// lowerBounds makes the bounds act as full until room is found again, apart from what the active segment can still hold. A spare is room,
+// which the filler may have found while the committer found none: nobody would look for another.
 func (l *Log) lowerBounds() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.noSpace, l.crammed = true, true
+	l.crammed = true
+	if l.ready() {
+		return
+	}
+	l.noSpace = true
 	room := int64(0)
 	if s := l.active; s.writable() {
 		room = max(s.room()-l.gathered, 0)
@@ -82,6 +87,11 @@ func (l *Log) lowerBounds() {
 		b.ceiling = max(b.used+b.pending+room, 1)
 	}
 	l.wakeCommitter() // see makeWay
+}
+
+// ready reports whether there is a spare that can take what a segment begins with. Log.mu is held.
+func (l *Log) ready() bool {
+	return slices.ContainsFunc(l.spares, func(s spare) bool { return s.size >= l.lastNeed })
 }
 
 // makeSpare makes a zero-filled file of size bytes.
@@ -140,7 +150,9 @@ func zeroFill(f File, size int64, stop <-chan struct{}) error {
 // that is not needed.
 func (l *Log) segmentFile(name string, need int64) (File, int64, error) {
 	path := filepath.Join(l.dir, name)
+	l.mu.Lock()
 	l.lastNeed = need
+	l.mu.Unlock()
 	if sp, ok := l.takeSpare(need); ok {
 		return l.openSpare(sp, path)
 	}
@@ -148,6 +160,9 @@ func (l *Log) segmentFile(name string, need int64) (File, int64, error) {
 	size := max(min(max(2*l.lastSegmentSize, minSegmentBytes), l.segmentBytes()), need)
 	f, size, err := l.createSegment(path, size)
 	if err != nil && isNoSpace(err) {
+		if sp, ok := l.takeSpare(need); ok { // made meanwhile
+			return l.openSpare(sp, path)
+		}
 		l.lowerBounds()
 		return l.fileOnFullDisk(path, need)
 	}
@@ -168,13 +183,13 @@ func (l *Log) takeSpare(need int64) (spare, bool) {
 	return sp, true
 }
 
-// dropOddSpares removes spares that are smaller than segments are now, as after the bounds grew.
+// dropOddSpares removes spares that are smaller than segments are now, as after the bounds grew, or of no use at all.
 func (l *Log) dropOddSpares() {
 	l.mu.Lock()
 	var odd []spare
 	size := l.segmentSize()
 	l.spares = slices.DeleteFunc(l.spares, func(s spare) bool {
-		if s.size >= size || l.noSpace {
+		if s.size >= l.lastNeed && (s.size >= size || l.noSpace) {
 			return false
 		}
 		odd = append(odd, s)

@@ -31,7 +31,7 @@ func (l *Log) makeWay(n int64) error {
 	if l.crammed {
 		part = worthMoving
 	}
-	ready := slices.ContainsFunc(l.spares, func(s spare) bool { return s.size >= l.lastNeed })
+	ready := l.ready()
 	l.mu.Unlock()
 	if ready {
 		return nil
