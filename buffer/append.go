@@ -1,10 +1,17 @@
 package buffer
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"time"
 )
+
+// errNoTail says that an Append is not what Record.Tail asks for.
+var errNoTail = errors.New("the record before does not have it")
+
+// size is the length of the record's data.
+func (r *Record) size() int { return len(r.Data) + r.Tail }
 
 // Append takes all recs over, or none, and returns at once with the position of the last: Durable, Notify and Wait tell when they are on
 // disk. All of them stand in one frame, so after a crash either all are there or none. It fills in recs[i].Seq. The data are copied.
@@ -35,9 +42,14 @@ func (l *Log) Append(recs ...Record) (Pos, error) {
 			expires = at + max(r.Lifetime.Milliseconds(), 1)
 		}
 		r.Seq = q.next
-		f.add(q.entry, q.next, at, expires, r.Data)
+		if r.Tail > 0 {
+			before := recs[i-1].Data
+			f.addTail(q.entry, q.next, at, expires, r.Data, before[len(before)-r.Tail:])
+		} else {
+			f.add(q.entry, q.next, at, expires, r.Data)
+		}
 		q.next++
-		charge := chargeOf(r.Data)
+		charge := chargeOf(r.size())
 		q.pending += charge
 		if q.bound != nil {
 			q.bound.pending += charge
@@ -86,10 +98,14 @@ func (l *Log) fit(recs []Record) error {
 		if q.dropped {
 			return fmt.Errorf("queue %s: %w", q.name, ErrDropped)
 		}
-		if len(recs[i].Data) > MaxRecordBytes {
-			return fmt.Errorf("queue %s: %d bytes: %w", q.name, len(recs[i].Data), ErrTooLarge)
+		if recs[i].Tail != 0 && (i == 0 || recs[i-1].Tail != 0 || recs[i].Tail < 0 || recs[i].Tail > len(recs[i-1].Data)) {
+			return fmt.Errorf("record %d of queue %s: a tail of %d bytes: %w", i, q.name, recs[i].Tail, errNoTail)
 		}
-		charge := chargeOf(recs[i].Data)
+		n := recs[i].size()
+		if n > MaxRecordBytes {
+			return fmt.Errorf("queue %s: %d bytes: %w", q.name, n, ErrTooLarge)
+		}
+		charge := chargeOf(n)
 		size += charge
 		if b := q.bound; b != nil {
 			b.need += charge
@@ -183,6 +199,7 @@ func (l *Log) NewBound(maxBytes int64, p Policy) *Bound {
 	defer l.mu.Unlock()
 	b := &Bound{log: l, max: max(maxBytes, 1), policy: p}
 	l.bounds = append(l.bounds, b)
+	l.bounded += b.max
 	return b
 }
 
@@ -190,7 +207,9 @@ func (l *Log) NewBound(maxBytes int64, p Policy) *Bound {
 func (b *Bound) Set(maxBytes int64, p Policy) {
 	b.log.mu.Lock()
 	defer b.log.mu.Unlock()
+	b.log.bounded -= b.max
 	b.max, b.policy = max(maxBytes, 1), p
+	b.log.bounded += b.max
 	b.log.wakeCommitter()
 }
 
@@ -203,12 +222,14 @@ func (b *Bound) Used() (used, limit int64) {
 
 // limit is how much may be used. It leaves room for the files that are not full: the segment being written, one kept ready, and the oldest
 // one, of which a part is done with.
-func (b *Bound) limit() int64 {
-	limit := b.max - b.reserve()
+func (b *Bound) limit() int64 { return b.under(b.max - b.reserve()) }
+
+// under is limit where the disk has room for most.
+func (b *Bound) under(most int64) int64 {
 	if b.ceiling > 0 {
-		return min(b.ceiling, limit)
+		return min(b.ceiling, most)
 	}
-	return limit
+	return most
 }
 
 // reserve is the share of this bound in two segments, at most a quarter of it.
@@ -231,7 +252,8 @@ func (l *Log) LimitOf(maxBytes, total int64) int64 {
 
 // admit checks that need more bytes fit.
 func (b *Bound) admit() error {
-	switch limit, most := b.limit(), b.max-b.reserve(); {
+	most := b.max - b.reserve()
+	switch limit := b.under(most); {
 	case b.need > most:
 		return fmt.Errorf("%d bytes, room for %d: %w", b.need, most, ErrTooLarge)
 	case b.used+b.pending+b.need <= limit:

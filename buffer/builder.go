@@ -15,7 +15,9 @@ type frameBuilder struct {
 	// slots says, for each entry, where its records are.
 	slots  []entrySlot
 	groups []recordGroup
-	count  uint32
+	// whole is the group of the last record that has its data whole.
+	whole int
+	count uint32
 	// size is how many bytes were gathered, headers included.
 	size int
 	// sections is filled in when they are closed; seals are those to be encrypted when the frame's place is known.
@@ -65,17 +67,33 @@ func newFrame(kind frameKind, buf []byte, base int64) *frameBuilder {
 
 // add encodes one record; entry is its number in the index.
 func (f *frameBuilder) add(entry int, seq Seq, received, expires int64, data []byte) {
+	f.addTail(entry, seq, received, expires, data, nil)
+	f.whole = f.slots[entry].group
+}
+
+// leastTail is what is worth not to be written twice.
+const leastTail = 32
+
+// addTail encodes a record that ends like the last one that was added whole.
+func (f *frameBuilder) addTail(entry int, seq Seq, received, expires int64, data, tail []byte) {
 	e, slot := &f.entries[entry], f.slots[entry]
 	g := &f.groups[slot.group]
 	before := len(g.buf)
-	g.buf = appendRecord(g.buf, slot.number, uint64(seq-e.last-1), received-f.base, f.relative(expires), data)
+	g.buf = appendRecordHead(g.buf, slot.number, uint64(seq-e.last-1), received-f.base, f.relative(expires))
+	if len(tail) >= leastTail && slot.group == f.whole {
+		g.buf = appendTailed(g.buf, data, len(tail))
+	} else {
+		g.buf = binary.AppendUvarint(g.buf, uint64(len(data)+len(tail)))
+		g.buf = append(append(g.buf, data...), tail...)
+	}
 	f.size += len(g.buf) - before
+	n := len(data) + len(tail)
 	e.last = seq
 	e.count++
-	e.bytes += uint64(len(data))
+	e.bytes += uint64(n)
 	g.count++
 	f.count++
-	f.charge += chargeOf(data)
+	f.charge += chargeOf(n)
 	e.expires, e.newest = max(e.expires, expires), max(e.newest, received)
 	f.expires = max(f.expires, expires)
 }
@@ -255,4 +273,5 @@ func share(total, part, whole int64) int64 {
 	return max(int64(float64(total)*(float64(part)/float64(whole))), 1)
 }
 
-func chargeOf(data []byte) int64 { return int64(len(data)) + recordOverhead }
+// chargeOf is what a record of n bytes is charged to its bound at least.
+func chargeOf(n int) int64 { return int64(n) + recordOverhead }

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"math"
+	"slices"
 )
 
 // Contents of the sections.
@@ -12,11 +13,13 @@ import (
 // holds without decoding the records.
 //
 //	record:  entry uvarint | skip uvarint | received varint (less base time) | expires uvarint | length uvarint | data
+//	         entry uvarint | skip uvarint | received varint (less base time) | expires uvarint | 2^40+length uvarint | tail uvarint | data
 //	index:   entries uvarint | { queue uvarint | epochs back uvarint | first uvarint | last-first uvarint | count uvarint | bytes uvarint } ...
 //
 // "entry" is the record's number in the index. "skip" counts the sequences left out since the entry's record before it: 0 as appended,
 // more where records were moved. "epochs back" is the segment's epoch less the record's. "expires" is 0 for never, else 1 + zigzag
-// (expires less base time). "bytes" sums the data.
+// (expires less base time). "bytes" sums the data. A record of the second kind, since version 2, has behind its own data so many of the last
+// bytes of the last record of the first kind before it.
 //
 // queues, cursors: the state of queues.
 //
@@ -142,7 +145,11 @@ func (d *decoder) bytes(n uint64) []byte {
 	return v
 }
 
-func appendRecord(b []byte, entry int, skip uint64, received, expires int64, data []byte) []byte {
+// tailed in a length says that a tail follows; no record is as long.
+const tailed = 1 << 40
+
+// appendRecordHead appends what comes before a record's length.
+func appendRecordHead(b []byte, entry int, skip uint64, received, expires int64) []byte {
 	b = binary.AppendUvarint(b, uint64(entry))
 	b = binary.AppendUvarint(b, skip)
 	b = binary.AppendVarint(b, received)
@@ -151,7 +158,13 @@ func appendRecord(b []byte, entry int, skip uint64, received, expires int64, dat
 	} else {
 		b = binary.AppendUvarint(b, 1+(uint64(expires<<1)^uint64(expires>>63)))
 	}
-	b = binary.AppendUvarint(b, uint64(len(data)))
+	return b
+}
+
+// appendTailed appends the rest of a record whose last tail bytes stand elsewhere.
+func appendTailed(b, data []byte, tail int) []byte {
+	b = binary.AppendUvarint(b, tailed+uint64(len(data)))
+	b = binary.AppendUvarint(b, uint64(tail))
 	return append(b, data...)
 }
 
@@ -204,24 +217,37 @@ func wanted(entries []indexEntry, queue uint64, lo, hi Seq) bool {
 	return false
 }
 
-// decodeRecords appends the records of queue with lo <= sequence <= hi to dst, out of the count plain records in b. Their data alias b.
+// decodeRecords appends the records of queue with lo <= sequence <= hi to dst, out of the count plain records in b. Their data alias b, but
+// those with a tail.
 func decodeRecords(dst []Rec, b []byte, count uint32, entries []indexEntry, base int64, queue uint64, lo, hi Seq) ([]Rec, error) {
 	last := make([]Seq, 0, 8)
 	for i := range entries {
 		last = append(last, entries[i].first-1)
 	}
 	d := decoder{b: b}
+	var whole []byte
 	for range count {
 		entry, skip, received, expires := d.uvarint(), d.uvarint(), d.varint(), d.uvarint()
-		data := d.bytes(d.uvarint())
-		if d.bad || entry >= uint64(len(entries)) {
+		n, tail := d.uvarint(), uint64(0)
+		if n >= tailed {
+			n -= tailed
+			tail = d.uvarint()
+		}
+		data := d.bytes(n)
+		if d.bad || entry >= uint64(len(entries)) || tail > uint64(len(whole)) {
 			return dst, fmt.Errorf("record: %w", errBadContent)
+		}
+		if tail == 0 {
+			whole = data
 		}
 		seq := last[entry] + 1 + Seq(skip)
 		last[entry] = seq
 		e := &entries[entry]
 		if e.queue != queue || seq < lo || seq > hi {
 			continue
+		}
+		if tail > 0 {
+			data = slices.Concat(data, whole[uint64(len(whole))-tail:])
 		}
 		r := Rec{Seq: seq, Epoch: e.epoch, Data: data, received: base + received, expires: never}
 		if expires != 0 {

@@ -462,7 +462,7 @@ func TestNewerFormat(t *testing.T) {
 		}
 	}
 	before := fmt.Sprint(segmentFiles(m))
-	if _, err := Open("/log", Options{FS: m}); err == nil || !strings.Contains(err.Error(), "format 2") {
+	if _, err := Open("/log", Options{FS: m}); err == nil || !strings.Contains(err.Error(), fmt.Sprint("format ", formatVersion+1)) {
 		t.Fatalf("open: %v", err)
 	}
 	if after := fmt.Sprint(segmentFiles(m)); after != before {

@@ -7,6 +7,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 )
@@ -28,18 +29,12 @@ func golden() []byte {
 	a := &Queue{id: 1, name: "uplink/cloud/normal", next: 10, stored: 9, evicted: 4, damaged: 2}
 	a.done.add(1, 5)
 	a.done.add(7, 8)
+	a.losses = lossList{list: []Loss{{Evicted, epoch, 3, 4}, {OwnReason, epoch, 1, 1}}, total: 5, noted: 2}
 	u := &Queue{id: 300, name: "uplink/cloud/urgent", next: 2, stored: 1}
 	states := func(kind frameKind, section sectionKind, named bool) *frameBuilder {
 		f := newFrame(kind, nil, 1700000000001)
 		f.first = 41
-		f.addSection(section, func(b []byte) ([]byte, int) {
-			b = appendUint(b, 301)
-			for _, q := range []*Queue{a, u} {
-				st := q.state()
-				b = appendQueueState(b, &st, named)
-			}
-			return b, 2
-		})
+		f.addStates(section, 301, []*Queue{a, u}, func(*Queue) bool { return named })
 		return f
 	}
 	add(states(frameCheckpoint, sectionQueues, true))
@@ -50,6 +45,7 @@ func golden() []byte {
 	f.add(e1, 10, 1700000000002, never, []byte("first"))
 	f.add(e2, 2, 1700000000003, 1700000060000, nil)
 	f.add(e1, 11, 1700000000000, 1600000000000, bytes.Repeat([]byte{0xee}, 200))
+	f.addTail(e2, 3, 1700000000000, never, []byte("same end "), bytes.Repeat([]byte{0xee}, 40))
 	f.closeRecords(epoch)
 	add(f)
 
@@ -106,14 +102,39 @@ func TestGoldenBytes(t *testing.T) {
 	}
 }
 
-// TestReadGolden reads the golden segment back.
+// TestReadGolden reads the golden segment back, and that of version 1.
 func TestReadGolden(t *testing.T) {
-	b := golden()
+	readGolden(t, golden(), 2)
+	text, err := os.ReadFile(filepath.Join("testdata", "segment-1.hex"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	readGolden(t, undump(t, string(text)), 1)
+}
+
+// undump is the inverse of hex.Dump.
+func undump(t *testing.T, text string) (b []byte) {
+	t.Helper()
+	for line := range strings.Lines(text) {
+		if len(line) < 60 {
+			continue // the length
+		}
+		part, err := hex.DecodeString(strings.ReplaceAll(line[10:58], " ", ""))
+		if err != nil {
+			t.Fatal(err)
+		}
+		b = append(b, part...)
+	}
+	return b
+}
+
+func readGolden(t *testing.T, b []byte, want uint16) {
+	t.Helper()
 	h, version := readSegmentHeader(b)
-	if version != 1 || h != (segmentHeader{flags: flagDelayedSync, salt: 0x1122334455667788, index: 3, first: 41, epoch: 7, origin: 1700000000000, size: 262144}) {
+	if version != want || h != (segmentHeader{flags: flagDelayedSync, salt: 0x1122334455667788, index: 3, first: 41, epoch: 7, origin: 1700000000000, size: 262144}) {
 		t.Fatalf("header %+v, version %d", h, version)
 	}
-	if tail, version := readHeaderCopy(b[len(b)-tailLen:]); version != 1 || tail != h {
+	if tail, version := readHeaderCopy(b[len(b)-tailLen:]); version != want || tail != h {
 		t.Fatalf("header at the end %+v, version %d", tail, version)
 	}
 	m := newMemFS()
@@ -122,13 +143,17 @@ func TestReadGolden(t *testing.T) {
 	w.reset(f, h.salt)
 	s := &segment{index: 3, salt: h.salt, epoch: h.epoch, first: h.first}
 	out := scan(&w, s, int64(len(b)), nil)
-	if out.torn || !out.sealed || len(out.bad) > 0 || out.next != 44 || len(out.pieces) != 3 || len(out.updates) != 2 {
+	added := int(want - 1) // version 2 has one record more
+	if out.torn || !out.sealed || len(out.bad) > 0 || int(out.next) != 44+added || len(out.pieces) != 3 || len(out.updates) != 2 {
 		t.Fatalf("%+v", out)
 	}
 	st := out.updates[0].states
 	if st[0].name != "uplink/cloud/normal" || st[0].next != 10 || st[0].done.floor != 5 || st[0].done.spans[0] != (span{7, 8}) ||
 		st[0].evicted != 4 || st[0].damaged != 2 || st[1].id != 300 || out.updates[0].nextID != 301 || !out.updates[0].whole {
 		t.Fatalf("%+v", out.updates[0])
+	}
+	if want > 1 && !reflect.DeepEqual(st[0].losses, lossList{list: []Loss{{Evicted, 7, 3, 4}, {OwnReason, 7, 1, 1}}, total: 5, noted: 2}) {
+		t.Fatalf("losses %+v", st[0].losses)
 	}
 	at, ok := readSealSlot(b[slotAt:], h.salt)
 	sealed, ok2 := readSeal(&w, s, at, int64(len(b)))
@@ -149,6 +174,14 @@ func TestReadGolden(t *testing.T) {
 		off += h.total()
 	}
 	recs := got.Recs
+	got.Recs = nil
+	p.queue = 300
+	if h, body, err := w.frame(out.pieces[0].start, int64(len(b)), true); err != nil || p.decode(&got, h, body, out.pieces[0].start) != nil {
+		t.Fatal(err)
+	}
+	if len(got.Recs) != 1+added || want > 1 && string(got.Recs[1].Data) != "same end "+strings.Repeat("\xee", 40) {
+		t.Fatalf("%+v", got.Recs)
+	}
 	if len(recs) != 4 || string(recs[0].Data) != "first" || recs[0].Epoch != 7 || recs[0].Lifetime() != 0 ||
 		recs[1].Seq != 11 || recs[1].expires != 1600000000000 || recs[1].received != 1700000000000 ||
 		recs[2].Seq != 6 || recs[2].Epoch != 2 || recs[3].Seq != 9 || string(recs[3].Data) != "moved too" {

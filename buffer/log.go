@@ -37,6 +37,7 @@ type Log struct {
 	dirty     []*Queue
 	unbound   int64
 	bounds    []*Bound
+	bounded   int64 // what they allow together
 	segments  []*segment
 	active    *segment
 	nextIndex uint64

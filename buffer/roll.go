@@ -112,12 +112,7 @@ func (o *Options) segmentSize(total int64) int64 {
 }
 
 // boundTotal is what all bounds together allow, those that are to be made included. Log.mu is held.
-func (l *Log) boundTotal() (total int64) {
-	for _, b := range l.bounds {
-		total += b.max
-	}
-	return max(total, l.o.Bounds)
-}
+func (l *Log) boundTotal() int64 { return max(l.bounded, l.o.Bounds) }
 
 // newSegment makes the file of a segment with room for a frame of n bytes. Nothing is written into it.
 func (l *Log) newSegment(n int) (*segment, error) {

@@ -101,6 +101,13 @@ func storeSessions(t testing.TB, o *Options, dir string) *buffer.Log {
 	ingest := o.Ingest
 	o.IngestWith = func(m message.Message, with session.Riders) (message.Ticket, error) {
 		ticket, err := ingest(m)
+		if with.Message {
+			data, err := m.AppendBinary(slices.Clone(with.May[0].Data))
+			if err != nil {
+				return ticket, err
+			}
+			with.May[0].Data = data
+		}
 		all := append(slices.Clone(with.Must), with.May...)
 		if err != nil || len(all) == 0 {
 			return ticket, err

@@ -53,6 +53,7 @@ func (b *Broker) Rejudge(hide, own bool, anonymous map[string]bool) (disconnecte
 
 // RejudgeUsers is Rejudge where nothing but what the ACL says has changed.
 func (b *Broker) RejudgeUsers() (disconnected int) {
+	b.sessions.RulesChanged()
 	b.rules.Add(1) // before looking: who is let in from here on is judged by what is true now, or looks itself
 	for _, s := range b.sessions.All() {
 		if b.judge(s) {

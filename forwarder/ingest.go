@@ -17,7 +17,11 @@ type scratch struct {
 	ends    []int // where each record ends in bytes
 	letter  []byte
 	records []buffer.Record
-	stored  []stored
+	// plain says that the last record is a copy that differs from the message in nothing but its head.
+	plain  bool
+	head   []byte
+	rider  buffer.Record
+	stored []stored
 }
 
 // scratchKeep is the largest memory that is kept after a large message.
@@ -31,13 +35,21 @@ const scratchKeep = 64 << 10
 // refuses for all), stopping, out of order or behind, message.ErrTooLarge when it can never fit. Where the disk is only
 // behind, the error has a method After() message.Ticket: once that ticket is durable, it is worth another try.
 func (f *Forwarder) Ingest(m message.Message) (message.Ticket, error) {
-	return f.IngestWith(m, nil, nil)
+	return f.IngestWith(m, Riders{})
+}
+
+// Riders are records of somebody else that are appended with a message.
+type Riders struct {
+	// Must are taken as the message is. May are left out where the log has no room for them, which their Seq of 0 tells.
+	Must, May []buffer.Record
+	// Message says that the message itself follows behind the data of the first of May, as Message.AppendBinary writes it. It is on
+	// disk once with its copy for an uplink where they are the same.
+	Message bool
 }
 
 // IngestWith is Ingest with records of somebody else, which are appended in the same step: after a crash either all are there or
-// none. must are taken as the message is; may are left out where the log has no room for them, which their Seq of 0 tells.
-// With records the ticket is theirs, too, also where no route wants the message.
-func (f *Forwarder) IngestWith(m message.Message, must, may []buffer.Record) (message.Ticket, error) {
+// none. With records the ticket is theirs, too, also where no route wants the message. Only the Seq of the records is changed.
+func (f *Forwarder) IngestWith(m message.Message, with Riders) (message.Ticket, error) {
 	if m.ID.IsZero() {
 		m.ID = message.NewID()
 	}
@@ -49,15 +61,19 @@ func (f *Forwarder) IngestWith(m message.Message, must, may []buffer.Record) (me
 
 	p := f.plan.Load()
 	s.copies = p.chain.Process(s.copies[:0], &m)
-	if len(s.copies) == 0 && len(must)+len(may) == 0 {
+	if len(s.copies) == 0 && len(with.Must)+len(with.May) == 0 {
 		f.ledger.unrouted.Add(1)
 		return message.Ticket{}, nil
 	}
-	if err := p.encode(s, &m); err != nil {
+	err := p.encode(s, &m)
+	if err == nil && with.Message {
+		err = s.board(&with.May[0], &m)
+	}
+	if err != nil {
 		p.refuse(s)
 		return message.Ticket{}, err
 	}
-	pos, err := f.append(s, must, may)
+	pos, err := f.append(s, with)
 	if err != nil {
 		err = f.ingestError(err)
 		if _, behind := err.(*behindError); !behind { // who is only asked to wait has not been refused
@@ -74,22 +90,54 @@ func (f *Forwarder) IngestWith(m message.Message, must, may []buffer.Record) (me
 	return message.NewTicket(f.log, pos), nil
 }
 
+// board makes the rider that ends with the message. Where the last copy ends like it, it goes right behind that, without what is the same.
+func (s *scratch) board(r *buffer.Record, m *message.Message) (err error) {
+	s.rider = *r
+	if s.plain {
+		if _, body, err := splitRecord(s.records[len(s.records)-1].Data); err == nil {
+			s.head = m.AppendHead(append(s.head[:0], r.Data...))
+			s.rider.Data, s.rider.Tail = s.head, len(message.Rest(body))
+			return nil
+		}
+	}
+	if s.head, err = m.AppendBinary(append(s.head[:0], r.Data...)); err != nil {
+		return fmt.Errorf("ingest: %w", err)
+	}
+	s.rider.Data = s.head
+	return nil
+}
+
 // append appends the records of s with others, in one step.
-func (f *Forwarder) append(s *scratch, must, may []buffer.Record) (buffer.Pos, error) {
+func (f *Forwarder) append(s *scratch, with Riders) (buffer.Pos, error) {
 	own := len(s.records)
-	s.records = append(append(s.records, must...), may...)
+	if len(with.May) > 0 {
+		s.records = append(append(s.records, with.May...), with.Must...)
+		if with.Message {
+			s.records[own] = s.rider
+		}
+		pos, err := f.log.Append(s.records...)
+		if err == nil {
+			copySeqs(with.May, s.records[own:])
+			copySeqs(with.Must, s.records[own+len(with.May):])
+			return pos, nil
+		}
+		if errors.Is(err, buffer.ErrBusy) {
+			return 0, err
+		}
+		s.records = s.records[:own]
+	}
+	s.records = append(s.records, with.Must...)
 	pos, err := f.log.Append(s.records...)
-	if err != nil && len(may) > 0 && !errors.Is(err, buffer.ErrBusy) {
-		s.records = s.records[:own+len(must)]
-		pos, err = f.log.Append(s.records...)
-		may = nil
+	if err == nil {
+		copySeqs(with.Must, s.records[own:])
 	}
-	if err != nil {
-		return 0, err
+	return pos, err
+}
+
+func copySeqs(to, from []buffer.Record) {
+	for i := range to {
+		to[i].Seq = from[i].Seq
 	}
-	copy(must, s.records[own:])
-	copy(may, s.records[own+len(must):])
-	return pos, nil
 }
 
 // encode makes the buffer's records of the copies that are to be stored: a normal copy in its lane, one with an impossible
@@ -112,7 +160,7 @@ func (p *plan) encode(s *scratch, m *message.Message) error {
 		s.ends = append(s.ends, len(s.bytes))
 	}
 	start := 0
-	s.letter = s.letter[:0]
+	s.letter, s.plain = s.letter[:0], false
 	for i := range s.copies {
 		c := &s.copies[i]
 		rec := s.bytes[start:s.ends[i]:s.ends[i]]
@@ -124,8 +172,10 @@ func (p *plan) encode(s *scratch, m *message.Message) error {
 			var r buffer.Record
 			s.letter, r = out.dead.record(s.letter, c.Err.Error(), rec)
 			s.records = append(s.records, r)
+			s.plain = false
 		default:
 			s.records = append(s.records, buffer.Record{Queue: out.queues[c.Route.Lane], Data: rec, Lifetime: lifetime(m, c.Route.Expire)})
+			s.plain = c.Topic == m.Topic // else it is shaped by its route
 		}
 	}
 	return nil
@@ -221,8 +271,9 @@ func (e *behindError) After() message.Ticket { return e.after }
 func (f *Forwarder) putScratch(s *scratch) {
 	clear(s.copies)
 	clear(s.records)
-	if cap(s.bytes) > scratchKeep || cap(s.letter) > scratchKeep {
-		s.bytes, s.letter = nil, nil
+	s.rider = buffer.Record{}
+	if max(cap(s.bytes), cap(s.letter), cap(s.head)) > scratchKeep {
+		s.bytes, s.letter, s.head = nil, nil, nil
 	}
 	f.scratch.Put(s)
 }

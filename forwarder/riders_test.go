@@ -3,7 +3,10 @@ package forwarder
 import (
 	"context"
 	"errors"
+	"fmt"
+	"strings"
 	"testing"
+	"time"
 
 	"tidegate/buffer"
 	"tidegate/config"
@@ -27,15 +30,15 @@ func TestIngestWith(t *testing.T) {
 	for i, topic := range []string{"a/x", "b"} {
 		must := []buffer.Record{{Queue: free, Data: []byte("must")}}
 		may := []buffer.Record{{Queue: small, Data: []byte("may")}}
-		tk, err := r.f.IngestWith(message.Message{Topic: topic}, must, may)
+		tk, err := r.f.IngestWith(message.Message{Topic: topic}, Riders{Must: must, May: may})
 		if err != nil || must[0].Seq != buffer.Seq(2*i+1) || may[0].Seq != buffer.Seq(i+1) || tk.Pos() == 0 || tk.Wait(context.Background()) != nil {
 			t.Errorf("%s: %v, sequences %d and %d", topic, err, must[0].Seq, may[0].Seq)
 		}
 		large := []buffer.Record{{Queue: small, Data: make([]byte, 500)}}
-		if _, err = r.f.IngestWith(message.Message{Topic: topic}, must, large); err != nil || large[0].Seq != 0 || must[0].Seq != buffer.Seq(2*i+2) {
+		if _, err = r.f.IngestWith(message.Message{Topic: topic}, Riders{Must: must, May: large}); err != nil || large[0].Seq != 0 || must[0].Seq != buffer.Seq(2*i+2) {
 			t.Errorf("%s, a record too large: %v, sequences %d and %d", topic, err, must[0].Seq, large[0].Seq)
 		}
-		if _, err = r.f.IngestWith(message.Message{Topic: topic}, large, nil); !errors.Is(err, message.ErrTooLarge) {
+		if _, err = r.f.IngestWith(message.Message{Topic: topic}, Riders{Must: large}); !errors.Is(err, message.ErrTooLarge) {
 			t.Errorf("%s, one that must go along: %v", topic, err)
 		}
 	}
@@ -44,4 +47,56 @@ func TestIngestWith(t *testing.T) {
 		t.Errorf("%d unrouted", l.Unrouted)
 	}
 	r.balance()
+}
+
+// TestRiderEndsWithTheMessage: what sessions keep of a message has its bytes at the end, whether its copy for an uplink has the same, or a part
+// of them, or there is none, and also when that is gone.
+func TestRiderEndsWithTheMessage(t *testing.T) {
+	cloud := newFakeCloud(takeAll)
+	cloud.setOffline(true)
+	routes := map[string]config.Route{
+		"plain": {From: []string{"plain/#", "both/#"}, Retain: "clear"}, "shaped": {From: []string{"shaped/#", "both/#"}, Topic: "elsewhere/{topic}", Retain: "clear"},
+	}
+	r := open(t, t.TempDir(), testConfig(routes, "cloud"), map[string]*fakeCloud{"cloud": cloud})
+	defer r.close()
+	sessions, err := r.f.log.Queue("sessions", buffer.QueueOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := map[buffer.Seq]string{}
+	for i := range 200 {
+		m := message.Message{
+			ID: message.NewID(), Topic: []string{"plain/x", "shaped/x", "both/x", "none/x"}[i%4], Received: time.Now(), QoS: message.QoS(i % 3), Retain: i%5 == 0,
+			Payload: []byte(strings.Repeat(fmt.Sprint(i, " "), i)), Source: message.Source{Protocol: message.MQTT, Client: "dev"},
+		}
+		if i%7 == 0 {
+			m.Properties = []message.Property{{Key: "k", Value: "v"}}
+		}
+		head := fmt.Sprint("those who take ", i)
+		data, err := m.AppendBinary([]byte(head))
+		if err != nil {
+			t.Fatal(err)
+		}
+		with := Riders{
+			Must: []buffer.Record{{Queue: sessions, Data: []byte("must")}}, Message: true,
+			May: []buffer.Record{{Queue: sessions, Data: []byte(head)}, {Queue: sessions, Data: []byte("retained")}},
+		}
+		tk, err := r.f.IngestWith(m, with)
+		if err != nil || tk.Wait(t.Context()) != nil || with.Must[0].Seq == 0 || with.May[1].Seq == 0 || string(with.May[0].Data) != head {
+			t.Fatal(err)
+		}
+		want[with.Must[0].Seq], want[with.May[0].Seq], want[with.May[1].Seq] = "must", string(data), "retained"
+	}
+	for _, when := range []string{"beside the copies", "alone"} {
+		n := 0
+		if err := sessions.Scan(0, func(rec buffer.Rec) bool {
+			if n++; string(rec.Data) != want[rec.Seq] {
+				t.Errorf("%s: record %d is %.40q, want %.40q", when, rec.Seq, rec.Data, want[rec.Seq])
+			}
+			return true
+		}); err != nil || n != len(want) {
+			t.Fatalf("%d of %d: %v", n, len(want), err)
+		}
+		r.f.outs[0].queues[0].Purge()
+	}
 }

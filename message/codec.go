@@ -36,15 +36,33 @@ const (
 
 var errCut = errors.New("cut short")
 
+// AppendHead appends the first part of what AppendBinary does: version, flags and ID. What follows is the same for two messages that differ
+// in nothing but ID, QoS and the retain flag.
+func (m *Message) AppendHead(b []byte) []byte {
+	b = append(b, codecVersion)
+	b = binary.AppendUvarint(b, m.flags())
+	return append(b, m.ID[:]...)
+}
+
+// Rest gives what follows the head in the bytes of a message, nil where that is cut short.
+func Rest(b []byte) []byte {
+	n := 1 // the version; then the flags
+	for n < len(b) && b[n] >= 0x80 {
+		n++
+	}
+	if n += 1 + len(ID{}); n > len(b) {
+		return nil
+	}
+	return b[n:]
+}
+
 // AppendBinary appends the bytes of m to b. Decode reads them back. It fails only where a part is too long to be MQTT.
 func (m *Message) AppendBinary(b []byte) ([]byte, error) {
 	if len(m.Topic) > maxTopicBytes {
 		return b, fmt.Errorf("message: encode %s: %w: topic of %d bytes", m.ID, ErrInvalid, len(m.Topic))
 	}
 	flags := m.flags()
-	b = append(b, codecVersion)
-	b = binary.AppendUvarint(b, flags)
-	b = append(b, m.ID[:]...)
+	b = m.AppendHead(b)
 	if flags&flagReceived != 0 {
 		b = binary.AppendVarint(b, m.Received.UnixNano())
 	}

@@ -97,6 +97,31 @@ func TestTooLongTopicIsNotEncoded(t *testing.T) {
 	}
 }
 
+// TestRest: two messages that differ in ID, QoS and the retain flag only have the same bytes behind their heads.
+func TestRest(t *testing.T) {
+	a, b := full(), full()
+	b.ID, b.QoS, b.Retain = NewID(), 2-a.QoS, !a.Retain
+	for _, m := range []*Message{&a, &b, {}} {
+		all, err := m.AppendBinary(nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if again := append(m.AppendHead(nil), Rest(all)...); !bytes.Equal(again, all) {
+			t.Errorf("%x, want %x", again, all)
+		}
+	}
+	x, _ := a.AppendBinary(nil)
+	y, _ := b.AppendBinary(nil)
+	if !bytes.Equal(Rest(x), Rest(y)) || len(Rest(x)) == 0 {
+		t.Error("their rests differ")
+	}
+	for n := range len(x) - len(Rest(x)) {
+		if Rest(x[:n]) != nil {
+			t.Errorf("%d bytes have a rest", n)
+		}
+	}
+}
+
 func FuzzDecode(f *testing.F) {
 	whole, _ := encode(full())
 	f.Add(whole)

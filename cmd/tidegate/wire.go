@@ -126,7 +126,7 @@ func (g *gateway) openBroker(ctx context.Context, reg *prometheus.Registry, s se
 		return err
 	}
 	ingest := func(m message.Message, with session.Riders) (message.Ticket, error) {
-		return g.forwarder.IngestWith(m, with.Must, with.May)
+		return g.forwarder.IngestWith(m, forwarder.Riders(with))
 	}
 	err = handOver(ctx, s.patience, g.log, "the addresses of the listeners", func() (err error) {
 		own = prometheus.NewRegistry()

@@ -161,6 +161,7 @@ func (s *Session) attach(c Connect) {
 		aliasMax: min(c.TopicAliasMaximum, maxAliases),
 	}
 	s.allow.Store(&c.Allow)
+	s.m.RulesChanged() // it may be another user
 	if s.link.aliasMax > 0 {
 		s.link.aliases = make(map[string]uint16)
 	}
@@ -170,6 +171,7 @@ func (s *Session) attach(c Connect) {
 		return
 	}
 	if q, ok := s.queue.(*storedQueue); ok {
+		q.leave()
 		q.hold = true
 	}
 	s.j.will = c.Will

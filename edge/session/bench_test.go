@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"runtime"
+	"slices"
 	"testing"
 	"time"
 
@@ -35,12 +36,15 @@ func BenchmarkRoute(b *testing.B) {
 			var scratch []byte
 			take := func(msg *message.Message, r Riders) (message.Ticket, error) {
 				scratch, _ = msg.AppendBinary(scratch[:0])
-				recs := append([]Record{{Queue: q, Data: scratch}}, r.Must...)
-				recs = append(recs, r.May...)
+				recs := append([]Record{{Queue: q, Data: scratch}}, r.May...)
+				recs = append(recs, r.Must...)
+				if r.Message { // as the forwarder does it
+					recs[1].Data, recs[1].Tail = msg.AppendHead(slices.Clip(r.May[0].Data)), len(message.Rest(scratch))
+				}
 				for {
 					pos, err := l.Append(recs...)
 					if err == nil {
-						copy(r.May, recs[1+len(r.Must):])
+						copy(r.May, recs[1:])
 						last = message.NewTicket(l, pos)
 						return last, nil
 					}

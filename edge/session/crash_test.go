@@ -8,6 +8,7 @@ import (
 	"net"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -29,6 +30,7 @@ type world struct {
 	sent    map[int]sentTo // what becomes of each message
 	kept    map[string][]string
 	crashes int
+	crowds  map[*crowd]bool
 }
 
 // sentTo is what is known of one message.
@@ -252,7 +254,14 @@ func (c *client) receive() {
 }
 
 // take is what a forwarder does for a message that no route wants.
-func (w *world) take(_ *message.Message, r Riders) (message.Ticket, error) {
+func (w *world) take(msg *message.Message, r Riders) (message.Ticket, error) {
+	if r.Message {
+		data, err := msg.AppendBinary(slices.Clone(r.May[0].Data))
+		if err != nil {
+			return message.Ticket{}, err
+		}
+		r.May[0].Data = data
+	}
 	all := append(slices.Clone(r.Must), r.May...)
 	if len(all) == 0 {
 		return message.Ticket{}, nil
@@ -267,8 +276,22 @@ func (w *world) take(_ *message.Message, r Riders) (message.Ticket, error) {
 }
 
 func (w *world) publish() {
+	topic, qos := worldTopics[w.rnd.IntN(len(worldTopics))], message.QoS(1+w.rnd.IntN(2))
+	n := 1
+	if w.rnd.IntN(8) == 0 { // so many in a row that who takes them is a crowd, if away
+		n = 2 * crowdRow
+	}
+	for range n {
+		w.publishOne(topic, qos)
+		if c := w.m.crowds.now; c != nil {
+			w.crowds[c] = true
+		}
+	}
+}
+
+func (w *world) publishOne(topic string, qos message.QoS) {
 	w.n++
-	x := sentTo{topic: worldTopics[w.rnd.IntN(len(worldTopics))], qos: message.QoS(1 + w.rnd.IntN(2))}
+	x := sentTo{topic: topic, qos: qos}
 	for _, c := range w.clients {
 		if c.subs[x.topic] {
 			x.who = append(x.who, c.index)
@@ -397,10 +420,16 @@ func (w *world) settle() {
 
 // TestCrashes: random work with crashes at random moments, by kill and by power cut. Nothing promised is lost, QoS 2 comes once.
 func TestCrashes(t *testing.T) {
+	var crowds atomic.Int64
+	t.Cleanup(func() { // when all have ended
+		if crowds.Load() == 0 {
+			t.Error("no crowd was made: the test proves too little")
+		}
+	})
 	for seed := range uint64(12) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			t.Parallel()
-			w := &world{t: t, rnd: rand.New(rand.NewPCG(seed, 7)), disk: newDisk(), sent: map[int]sentTo{}, kept: map[string][]string{}}
+			w := &world{t: t, rnd: rand.New(rand.NewPCG(seed, 7)), disk: newDisk(), sent: map[int]sentTo{}, kept: map[string][]string{}, crowds: map[*crowd]bool{}}
 			for i := range 3 {
 				w.clients = append(w.clients, &client{
 					w: w, index: i, subs: map[string]bool{}, count: map[int]int{}, held: map[uint16]bool{}, inbound: map[uint16]bool{},
@@ -419,7 +448,8 @@ func TestCrashes(t *testing.T) {
 			}
 			w.settle()
 			_ = w.log.Close()
-			t.Logf("%d messages, %d crashes", w.n, w.crashes)
+			t.Logf("%d messages, %d crashes, %d crowds", w.n, w.crashes, len(w.crowds))
+			crowds.Add(int64(len(w.crowds)))
 		})
 	}
 }

@@ -44,6 +44,7 @@ func (m *Manager) end(s *Session, reason string) {
 		}
 	}
 	if q, ok := s.queue.(*storedQueue); ok {
+		q.leave()
 		q.strip()
 	}
 	for s.queue.Len() > 0 {

@@ -33,6 +33,8 @@ type riding struct {
 	found  []match
 	picks  []pick
 	takers []taking
+	header []byte // of the record of takers; nil: to be made
+	lent   bool   // takers are those of a plan, which is not to be changed
 	bytes  []byte
 	must   []Record
 	may    []Record
@@ -52,6 +54,10 @@ func (m *Manager) riding() *riding {
 
 func (m *Manager) putRiding(r *riding) {
 	clear(r.picks) // messages; the rest only points to sessions, and to its own memory
+	if r.lent {
+		r.takers, r.lent = nil, false
+	}
+	r.header = nil
 	r.found, r.picks, r.takers, r.must, r.may = r.found[:0], r.picks[:0], r.takers[:0], r.must[:0], r.may[:0]
 	if cap(r.bytes) > ridingKeep {
 		r.bytes = nil
@@ -64,8 +70,7 @@ func (m *Manager) putRiding(r *riding) {
 func (m *Manager) routeStored(p *Publication) (Result, error) {
 	rd := m.riding()
 	defer m.putRiding(rd)
-	rd.found = m.tree.match(p.Msg.Topic, rd.found)
-	m.choose(rd, p.Msg, p.Client)
+	m.find(rd, p.Msg, p.Client)
 	if p.Whole && !reserve(rd.picks) {
 		return Result{}, errNoRoom
 	}
@@ -141,7 +146,14 @@ func (m *Manager) board(rd *riding, p *Publication) {
 	}
 	life := lifetime(p.Msg)
 	if len(rd.takers) > 0 {
-		if b, err := appendStored(rd.bytes, rd.takers, p.Msg); err == nil {
+		b, err := append(rd.bytes, rd.header...), error(nil)
+		if rd.header == nil {
+			b = appendTakers(b, rd.takers)
+		}
+		if p.Take == nil { // else who takes the message adds it
+			b, err = p.Msg.AppendBinary(b)
+		}
+		if err == nil {
 			rd.bytes = b
 			rd.message = len(rd.may)
 			rd.may = append(rd.may, Record{Queue: m.store.messages, Data: b, Lifetime: life})
@@ -190,7 +202,7 @@ func (m *Manager) handOver(p *Publication, rd *riding, r *Result) (again []Entry
 func (m *Manager) takeOver(p *Publication, rd *riding) (t message.Ticket, err error) {
 	switch {
 	case p.Take != nil:
-		if t, err = p.Take(p.Msg, Riders{Must: rd.must, May: rd.may}); err != nil {
+		if t, err = p.Take(p.Msg, Riders{Must: rd.must, May: rd.may, Message: rd.message == 0}); err != nil {
 			return t, err
 		}
 		m.store.appended(t.Pos())
@@ -234,6 +246,10 @@ func (m *Manager) give(msg *message.Message, r *Result, rd *riding, seq buffer.S
 	}
 	r.Unstored = seq == 0
 	size := sizeOf(msg)
+	if seq != 0 && m.take(rd.takers, rd.lent, seq, size) {
+		r.Matched += len(rd.takers)
+		return again
+	}
 	for i := range rd.takers {
 		x := &rd.takers[i]
 		var got outcome

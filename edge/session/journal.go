@@ -173,6 +173,8 @@ func (s *Session) progress() progress {
 	if q, ok := s.queue.(*storedQueue); ok {
 		if seq := q.next(); seq != 0 {
 			p.head = seq
+		} else {
+			p.head = max(p.head, q.last+1) // what came for a crowd does not change last
 		}
 	}
 	for i := range s.flight.ring.len() {

@@ -79,6 +79,7 @@ func DropReasons() []string {
 type Manager struct {
 	o        Options
 	tree     tree
+	plans    plans
 	memory   atomic.Int64 // of all sessions, see memory.go
 	levels   atomic.Int64 // of all filters together
 	retained retainedStore
@@ -93,6 +94,8 @@ type Manager struct {
 	// order is held while a message is appended to the store and queued in the sessions that take it, so that each has its
 	// messages in the order of the store, and while a session is written whole. It is taken after retaining, before mu.
 	order sync.Mutex
+
+	crowds crowds // guarded by order
 
 	// mu guards what follows. It is taken before a session's own mu, never after.
 	mu       sync.Mutex
@@ -152,6 +155,7 @@ func (m *Manager) drop(reason string, n int) {
 // be there at once. It returns the client identifiers of the sessions ended.
 func (m *Manager) Sweep(now time.Time) (ended []string) {
 	m.unretain(m.retained.sweep(now))
+	m.plans.sweep(m.tree.version.Load())
 	m.mu.Lock()
 	for id, s := range m.sessions {
 		if s.over(now) {

@@ -38,8 +38,8 @@ type taker struct {
 	share  string // the filter of the shared subscription it came through; empty: its own
 }
 
-// appendStored appends the record of m for takers.
-func appendStored(b []byte, takers []taking, m *message.Message) ([]byte, error) {
+// appendTakers appends what stands before the message in a record.
+func appendTakers(b []byte, takers []taking) []byte {
 	b = append(b, recordVersion)
 	b = binary.AppendUvarint(b, uint64(len(takers)))
 	for i := range takers {
@@ -65,7 +65,12 @@ func appendStored(b []byte, takers []taking, m *message.Message) ([]byte, error)
 			b = appendString(b, t.share.filter)
 		}
 	}
-	return m.AppendBinary(b)
+	return b
+}
+
+// appendStored appends the record of m for takers.
+func appendStored(b []byte, takers []taking, m *message.Message) ([]byte, error) {
+	return m.AppendBinary(appendTakers(b, takers))
 }
 
 // decodeStored reads what appendStored wrote. The payload and the correlation data are parts of b. Bytes that it cannot have

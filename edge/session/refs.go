@@ -10,6 +10,9 @@ import (
 type refs struct {
 	mu    sync.Mutex
 	pages map[buffer.Seq]*refPage
+	// newest is the page that was added to last, of the sequences from on.
+	newest *refPage
+	from   buffer.Seq
 }
 
 // refPage counts for a run of sequences; it goes when all are 0.
@@ -27,13 +30,16 @@ func (r *refs) add(seq buffer.Seq, n int) {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	p := r.pages[seq/refPageLen]
-	if p == nil {
-		if r.pages == nil {
-			r.pages = make(map[buffer.Seq]*refPage)
+	p := r.newest
+	if p == nil || seq/refPageLen != r.from/refPageLen {
+		if p = r.pages[seq/refPageLen]; p == nil {
+			if r.pages == nil {
+				r.pages = make(map[buffer.Seq]*refPage)
+			}
+			p = &refPage{}
+			r.pages[seq/refPageLen] = p
 		}
-		p = &refPage{}
-		r.pages[seq/refPageLen] = p
+		r.newest, r.from = p, seq
 	}
 	c := &p.counts[seq%refPageLen]
 	if *c == 0 {
@@ -84,5 +90,8 @@ func (r *refs) known(seq buffer.Seq) bool {
 func (r *refs) empty(seq buffer.Seq, p *refPage) {
 	if p.live--; p.live == 0 {
 		delete(r.pages, seq/refPageLen)
+		if r.newest == p {
+			r.newest = nil
+		}
 	}
 }

@@ -4,7 +4,8 @@
 //
 // Sessions that outlive their connection, and retained messages, are kept over a restart where the Manager has a Store: queues
 // in the gateway's log (store.go). A message is stored once, with the sessions that take it (publish.go, record.go), and is read
-// back when it is sent (token.go). What changes in a session is written behind a snapshot of it (journal.go, state.go), and
+// back when it is sent (token.go). Who takes the messages of a topic is remembered (plan.go), and what sessions take together that are
+// away is noted once for all of them (crowd.go). What changes in a session is written behind a snapshot of it (journal.go, state.go), and
 // restore.go makes it all again. What a client is told waits until it is on disk; clean sessions and QoS 0 cost no disk.
 //
 // # Limits

@@ -31,6 +31,9 @@ type Riders struct {
 	Must []Record
 	// May are left out where the log has no room for them; their Seq stays 0 then.
 	May []Record
+	// Message says that the first of May is what stands before the message: the bytes of that, as its AppendBinary writes them, are to
+	// follow there.
+	Message bool
 }
 
 // Store keeps sessions in queues of a log, beside those of the uplinks and under the same fsync. One Manager uses it.

@@ -15,7 +15,7 @@ import (
 //
 //	+-------+--------------+------------------------------+
 //	| flags | size uvarint | sequence less the one before |
-//	| 1     |              | zigzag varint, with tokenSeq |
+//	| 1     |              | zigzag varint, with tokenSeq |   with tokenWhole less 0
 //	+-------+--------------+------------------------------+
 //
 // in chunks of memory; it is never on disk.
@@ -28,6 +28,7 @@ type storedQueue struct {
 	held        ring[Entry] // of the tokens with tokenHeld, in order
 	heldBytes   int64
 	bare        int // tokens of messages that are not held
+	seat        seat
 	// hold says that messages may be held for the connected client.
 	hold bool
 
@@ -49,13 +50,17 @@ const (
 	tokenShared = 1 << 4
 	tokenDup    = 1 << 5
 	tokenSeq    = 1 << 6
+	tokenWhole  = 1 << 7
 
 	chunkBytes = 1 << 10
+	// smallChunk is the largest chunk whose memory is kept when it is empty.
+	smallChunk = 64
 	// holdBytes bounds the stored messages that are held for a connected client.
 	holdBytes = 64 << 10
 )
 
 func (q *storedQueue) Append(e Entry) {
+	q.leave()
 	t := token{flags: flagsOf(e.QoS, e.Retain, e.shared), size: e.Size(), seq: e.seq}
 	if e.dup {
 		t.flags |= tokenDup
@@ -75,6 +80,7 @@ func (q *storedQueue) Append(e Entry) {
 
 // add is Append for a message in the store that is not held.
 func (q *storedQueue) add(qos message.QoS, retain, shared bool, seq buffer.Seq, size int64) {
+	q.leave()
 	q.bare++
 	q.push(token{flags: flagsOf(qos, retain, shared), size: size, seq: seq})
 }
@@ -99,20 +105,32 @@ func (q *storedQueue) push(t token) {
 		q.chunks = append(q.chunks, nil)
 		last++
 	}
-	b := append(q.chunks[last], t.flags)
-	b = binary.AppendUvarint(b, uint64(t.size))
+	q.chunks[last] = appendToken(q.chunks[last], t, q.last)
 	if t.seq != 0 {
-		b = binary.AppendVarint(b, int64(t.seq-q.last))
 		q.last = t.seq
 	}
-	q.chunks[last] = b
 	q.n++
 	q.bytes += t.size
 }
 
+// appendToken appends t, which follows one with the sequence before.
+func appendToken(b []byte, t token, before buffer.Seq) []byte {
+	b = binary.AppendUvarint(append(b, t.flags), uint64(t.size))
+	if t.flags&tokenWhole != 0 {
+		before = 0
+	}
+	if t.seq != 0 {
+		b = binary.AppendVarint(b, int64(t.seq-before))
+	}
+	return b
+}
+
 // decodeToken reads the token at the start of b, which follows one with the sequence before.
 func decodeToken(b []byte, before buffer.Seq) (t token, width int) {
-	t.flags, t.seq = b[0], 0
+	t.flags, t.seq = b[0]&^tokenWhole, 0
+	if b[0]&tokenWhole != 0 {
+		before = 0
+	}
 	size, n := binary.Uvarint(b[1:])
 	t.size, width = int64(size), 1+n
 	if t.flags&tokenSeq != 0 {
@@ -130,6 +148,7 @@ func (q *storedQueue) decode() {
 }
 
 func (q *storedQueue) Peek() *Entry {
+	q.catchUp()
 	if q.n == 0 {
 		return nil
 	}
@@ -150,6 +169,7 @@ func (t token) entry() Entry {
 }
 
 func (q *storedQueue) Pop() Entry {
+	q.catchUp()
 	q.decode()
 	t := q.token
 	q.at += q.width
@@ -162,7 +182,7 @@ func (q *storedQueue) Pop() Entry {
 		if len(q.chunks) > 1 {
 			q.chunks[0] = nil
 			q.chunks = q.chunks[1:]
-		} else if cap(q.chunks[0]) > 64 {
+		} else if cap(q.chunks[0]) > smallChunk {
 			q.chunks = nil
 		} else {
 			q.chunks[0] = q.chunks[0][:0]
@@ -181,11 +201,19 @@ func (q *storedQueue) Pop() Entry {
 	return e
 }
 
-func (q *storedQueue) Len() int     { return q.n }
-func (q *storedQueue) Bytes() int64 { return q.bytes }
+func (q *storedQueue) Len() int {
+	q.catchUp()
+	return q.n
+}
+
+func (q *storedQueue) Bytes() int64 {
+	q.catchUp()
+	return q.bytes
+}
 
 // each calls f with the tokens, the oldest first, until f returns false.
 func (q *storedQueue) each(f func(token) bool) {
+	q.catchUp()
 	before, at := q.first, q.at
 	for _, c := range q.chunks {
 		for at < len(c) {
@@ -217,6 +245,7 @@ func (q *storedQueue) strip() {
 	if q.heldBytes == 0 {
 		return
 	}
+	q.leave()
 	var fresh storedQueue
 	q.each(func(t token) bool {
 		if t.flags&tokenHeld != 0 {
@@ -237,6 +266,7 @@ func (q *storedQueue) strip() {
 
 // suspect marks the oldest entries with QoS 1, n of them, as possibly sent before.
 func (q *storedQueue) suspect(n int) {
+	q.leave()
 	fresh := storedQueue{hold: q.hold}
 	q.each(func(t token) bool {
 		if t.flags&tokenQoS == 1 && n > 0 {

@@ -4,6 +4,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 )
 
 // target is somebody who subscribes: a Session or a handler of this process.
@@ -40,6 +41,8 @@ type match struct {
 type tree struct {
 	mu   sync.RWMutex
 	root node
+	// version grows with each change of what match finds, and of the rules on who of them gets it.
+	version atomic.Uint64
 }
 
 type node struct {
@@ -57,6 +60,7 @@ func (tr *tree) add(t target, sub *Subscription) {
 	group, filter := splitShared(sub.Filter)
 	tr.mu.Lock()
 	defer tr.mu.Unlock()
+	defer tr.version.Add(1)
 	n := tr.root.make(filter)
 	if group == "" {
 		if i := slices.IndexFunc(n.subs, func(m match) bool { return m.target == t }); i >= 0 {
@@ -79,6 +83,7 @@ func (tr *tree) remove(t target, filter string) {
 	group, filter := splitShared(filter)
 	tr.mu.Lock()
 	defer tr.mu.Unlock()
+	defer tr.version.Add(1)
 	n := tr.root.find(filter)
 	if n == nil {
 		return
