@@ -7,11 +7,11 @@ import (
 	"time"
 )
 
-// errNoTail says that an Append is not what Record.Tail asks for.
-var errNoTail = errors.New("the record before does not have it")
+// errNoEnd says that an Append is not what Record.SameEnd asks for.
+var errNoEnd = errors.New("the record before does not have it")
 
 // size is the length of the record's data.
-func (r *Record) size() int { return len(r.Data) + r.Tail }
+func (r *Record) size() int { return len(r.Data) + r.SameEnd }
 
 // Append takes all recs over, or none, and returns at once with the position of the last: Durable, Notify and Wait tell when they are on
 // disk. All of them stand in one frame, so after a crash either all are there or none. It fills in recs[i].Seq. The data are copied.
@@ -42,9 +42,9 @@ func (l *Log) Append(recs ...Record) (Pos, error) {
 			expires = at + max(r.Lifetime.Milliseconds(), 1)
 		}
 		r.Seq = q.next
-		if r.Tail > 0 {
+		if r.SameEnd > 0 {
 			before := recs[i-1].Data
-			f.addTail(q.entry, q.next, at, expires, r.Data, before[len(before)-r.Tail:])
+			f.addAlike(q.entry, q.next, at, expires, r.Data, before[len(before)-r.SameEnd:])
 		} else {
 			f.add(q.entry, q.next, at, expires, r.Data)
 		}
@@ -98,8 +98,8 @@ func (l *Log) fit(recs []Record) error {
 		if q.dropped {
 			return fmt.Errorf("queue %s: %w", q.name, ErrDropped)
 		}
-		if recs[i].Tail != 0 && (i == 0 || recs[i-1].Tail != 0 || recs[i].Tail < 0 || recs[i].Tail > len(recs[i-1].Data)) {
-			return fmt.Errorf("record %d of queue %s: a tail of %d bytes: %w", i, q.name, recs[i].Tail, errNoTail)
+		if recs[i].SameEnd != 0 && (i == 0 || recs[i-1].SameEnd != 0 || recs[i].SameEnd < 0 || recs[i].SameEnd > len(recs[i-1].Data)) {
+			return fmt.Errorf("record %d of queue %s: an end of %d bytes: %w", i, q.name, recs[i].SameEnd, errNoEnd)
 		}
 		n := recs[i].size()
 		if n > MaxRecordBytes {

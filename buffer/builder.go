@@ -67,27 +67,27 @@ func newFrame(kind frameKind, buf []byte, base int64) *frameBuilder {
 
 // add encodes one record; entry is its number in the index.
 func (f *frameBuilder) add(entry int, seq Seq, received, expires int64, data []byte) {
-	f.addTail(entry, seq, received, expires, data, nil)
+	f.addAlike(entry, seq, received, expires, data, nil)
 	f.whole = f.slots[entry].group
 }
 
-// leastTail is what is worth not to be written twice.
-const leastTail = 32
+// leastEnd is what is worth not to be written twice.
+const leastEnd = 32
 
-// addTail encodes a record that ends like the last one that was added whole.
-func (f *frameBuilder) addTail(entry int, seq Seq, received, expires int64, data, tail []byte) {
+// addAlike encodes a record that ends like the last one that was added whole.
+func (f *frameBuilder) addAlike(entry int, seq Seq, received, expires int64, data, end []byte) {
 	e, slot := &f.entries[entry], f.slots[entry]
 	g := &f.groups[slot.group]
 	before := len(g.buf)
 	g.buf = appendRecordHead(g.buf, slot.number, uint64(seq-e.last-1), received-f.base, f.relative(expires))
-	if len(tail) >= leastTail && slot.group == f.whole {
-		g.buf = appendTailed(g.buf, data, len(tail))
+	if len(end) >= leastEnd && slot.group == f.whole {
+		g.buf = appendAlike(g.buf, data, len(end))
 	} else {
-		g.buf = binary.AppendUvarint(g.buf, uint64(len(data)+len(tail)))
-		g.buf = append(append(g.buf, data...), tail...)
+		g.buf = binary.AppendUvarint(g.buf, uint64(len(data)+len(end)))
+		g.buf = append(append(g.buf, data...), end...)
 	}
 	f.size += len(g.buf) - before
-	n := len(data) + len(tail)
+	n := len(data) + len(end)
 	e.last = seq
 	e.count++
 	e.bytes += uint64(n)

@@ -13,7 +13,7 @@ import (
 // holds without decoding the records.
 //
 //	record:  entry uvarint | skip uvarint | received varint (less base time) | expires uvarint | length uvarint | data
-//	         entry uvarint | skip uvarint | received varint (less base time) | expires uvarint | 2^40+length uvarint | tail uvarint | data
+//	         entry uvarint | skip uvarint | received varint (less base time) | expires uvarint | 2^40+length uvarint | end uvarint | data
 //	index:   entries uvarint | { queue uvarint | epochs back uvarint | first uvarint | last-first uvarint | count uvarint | bytes uvarint } ...
 //
 // "entry" is the record's number in the index. "skip" counts the sequences left out since the entry's record before it: 0 as appended,
@@ -145,8 +145,8 @@ func (d *decoder) bytes(n uint64) []byte {
 	return v
 }
 
-// tailed in a length says that a tail follows; no record is as long.
-const tailed = 1 << 40
+// alike in a length says that the length of an end follows; no record is as long.
+const alike = 1 << 40
 
 // appendRecordHead appends what comes before a record's length.
 func appendRecordHead(b []byte, entry int, skip uint64, received, expires int64) []byte {
@@ -161,10 +161,10 @@ func appendRecordHead(b []byte, entry int, skip uint64, received, expires int64)
 	return b
 }
 
-// appendTailed appends the rest of a record whose last tail bytes stand elsewhere.
-func appendTailed(b, data []byte, tail int) []byte {
-	b = binary.AppendUvarint(b, tailed+uint64(len(data)))
-	b = binary.AppendUvarint(b, uint64(tail))
+// appendAlike appends the rest of a record whose last bytes, end of them, stand elsewhere.
+func appendAlike(b, data []byte, end int) []byte {
+	b = binary.AppendUvarint(b, alike+uint64(len(data)))
+	b = binary.AppendUvarint(b, uint64(end))
 	return append(b, data...)
 }
 
@@ -218,7 +218,7 @@ func wanted(entries []indexEntry, queue uint64, lo, hi Seq) bool {
 }
 
 // decodeRecords appends the records of queue with lo <= sequence <= hi to dst, out of the count plain records in b. Their data alias b, but
-// those with a tail.
+// those that end like another.
 func decodeRecords(dst []Rec, b []byte, count uint32, entries []indexEntry, base int64, queue uint64, lo, hi Seq) ([]Rec, error) {
 	last := make([]Seq, 0, 8)
 	for i := range entries {
@@ -228,16 +228,16 @@ func decodeRecords(dst []Rec, b []byte, count uint32, entries []indexEntry, base
 	var whole []byte
 	for range count {
 		entry, skip, received, expires := d.uvarint(), d.uvarint(), d.varint(), d.uvarint()
-		n, tail := d.uvarint(), uint64(0)
-		if n >= tailed {
-			n -= tailed
-			tail = d.uvarint()
+		n, end := d.uvarint(), uint64(0)
+		if n >= alike {
+			n -= alike
+			end = d.uvarint()
 		}
 		data := d.bytes(n)
-		if d.bad || entry >= uint64(len(entries)) || tail > uint64(len(whole)) {
+		if d.bad || entry >= uint64(len(entries)) || end > uint64(len(whole)) {
 			return dst, fmt.Errorf("record: %w", errBadContent)
 		}
-		if tail == 0 {
+		if end == 0 {
 			whole = data
 		}
 		seq := last[entry] + 1 + Seq(skip)
@@ -246,8 +246,8 @@ func decodeRecords(dst []Rec, b []byte, count uint32, entries []indexEntry, base
 		if e.queue != queue || seq < lo || seq > hi {
 			continue
 		}
-		if tail > 0 {
-			data = slices.Concat(data, whole[uint64(len(whole))-tail:])
+		if end > 0 {
+			data = slices.Concat(data, whole[uint64(len(whole))-end:])
 		}
 		r := Rec{Seq: seq, Epoch: e.epoch, Data: data, received: base + received, expires: never}
 		if expires != 0 {

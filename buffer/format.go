@@ -67,7 +67,7 @@ const (
 	slotMagic     = 0x31455354 // "TSE1"
 	endMagic      = 0x31444e45 // "END1"
 	frameMagic    = 0x31464754 // "TGF1"
-	formatVersion = 2          // 1 has no records with a tail and no losses
+	formatVersion = 2          // 1 has no records that end like others and no losses
 
 	segmentHeaderLen = 64
 	headerCopyAt     = 512

@@ -45,7 +45,7 @@ func golden() []byte {
 	f.add(e1, 10, 1700000000002, never, []byte("first"))
 	f.add(e2, 2, 1700000000003, 1700000060000, nil)
 	f.add(e1, 11, 1700000000000, 1600000000000, bytes.Repeat([]byte{0xee}, 200))
-	f.addTail(e2, 3, 1700000000000, never, []byte("same end "), bytes.Repeat([]byte{0xee}, 40))
+	f.addAlike(e2, 3, 1700000000000, never, []byte("same end "), bytes.Repeat([]byte{0xee}, 40))
 	f.closeRecords(epoch)
 	add(f)
 

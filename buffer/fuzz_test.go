@@ -27,7 +27,7 @@ func FuzzRecords(f *testing.F) {
 				continue
 			}
 			for _, r := range recs {
-				if len(r.Data) > 2*len(raw) { // a record and a tail
+				if len(r.Data) > 2*len(raw) { // a record and an end
 					t.Fatal("more data than there are bytes")
 				}
 			}
@@ -58,10 +58,10 @@ func FuzzRecordCodec(f *testing.F) {
 		e := b.entry(q, 3, Seq(first))
 		b.add(e, Seq(first), received, expires, data)
 		b.add(e, Seq(first+1+skip), received, never, data)
-		whole := append(bytes.Repeat([]byte("w"), leastTail), data...)
-		b.addTail(b.entry(q, 3, Seq(first+10+skip)), Seq(first+10+skip), received, never, []byte("head"), data) // whole, or of the one before
+		whole := append(bytes.Repeat([]byte("w"), leastEnd), data...)
+		b.addAlike(b.entry(q, 3, Seq(first+10+skip)), Seq(first+10+skip), received, never, []byte("head"), data) // whole, or of the one before
 		b.add(e, Seq(first+20+skip), received, never, whole)
-		b.addTail(e, Seq(first+21+skip), received, never, []byte("head"), whole)
+		b.addAlike(e, Seq(first+21+skip), received, never, []byte("head"), whole)
 		b.closeRecords(4)
 		s, rest, err := nextSection(b.buf[frameHeaderLen:])
 		if err != nil || len(rest) != 0 {

@@ -353,7 +353,7 @@ func (m *model) append() {
 		if m.lifetimes && m.r.IntN(8) == 0 {
 			life = time.Duration(1+m.r.IntN(3000)) * time.Millisecond
 		}
-		recs = append(recs, m.tailed(recs, Record{Queue: m.qs[name], Data: payload(m.next, size), Lifetime: life}))
+		recs = append(recs, m.alike(recs, Record{Queue: m.qs[name], Data: payload(m.next, size), Lifetime: life}))
 		facts = append(facts, &fact{id: m.next, queue: name, group: group, expires: life > 0})
 	}
 	epoch := m.l.Epoch()
@@ -394,17 +394,17 @@ func (m *model) append() {
 	}
 }
 
-// tailed makes r at times one that ends like the last of recs.
-func (m *model) tailed(recs []Record, r Record) Record {
-	if len(recs) == 0 || recs[len(recs)-1].Tail > 0 || m.r.IntN(2) == 0 {
+// alike makes r at times one that ends like the last of recs.
+func (m *model) alike(recs []Record, r Record) Record {
+	if len(recs) == 0 || recs[len(recs)-1].SameEnd > 0 || m.r.IntN(2) == 0 {
 		return r
 	}
 	before := recs[len(recs)-1].Data
 	r.Data = payload(m.next, len(before)-1) // bytes hang on the sum of the number and the place, see payload
-	for r.Tail < len(r.Data)-12 && r.Data[len(r.Data)-1-r.Tail] == before[len(before)-1-r.Tail] {
-		r.Tail++
+	for r.SameEnd < len(r.Data)-12 && r.Data[len(r.Data)-1-r.SameEnd] == before[len(before)-1-r.SameEnd] {
+		r.SameEnd++
 	}
-	r.Data = r.Data[:len(r.Data)-r.Tail]
+	r.Data = r.Data[:len(r.Data)-r.SameEnd]
 	return r
 }
 

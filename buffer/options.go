@@ -165,9 +165,9 @@ type Record struct {
 	Queue *Queue
 	// Data is copied by Append.
 	Data []byte
-	// Tail says that so many bytes follow behind Data, which are the last ones of the record before in the same Append. Two queues that get
-	// the same content have it on disk once in this way, where both have the same key. The record before has no Tail.
-	Tail int
+	// SameEnd says that so many bytes follow behind Data, which are the last ones of the record before in the same Append. Two queues that get
+	// the same content have it on disk once in this way, where both have the same key. The record before has no SameEnd.
+	SameEnd int
 	// Lifetime is how long after the append sending the record is worth while, to the millisecond; 0 means for ever. Records are Expired
 	// after it, but not each at once: the log gives up whole pieces, when the last record in them expired. See Rec.Lifetime and Log.Age.
 	Lifetime time.Duration

@@ -96,7 +96,7 @@ func (s *scratch) board(r *buffer.Record, m *message.Message) (err error) {
 	if s.plain {
 		if _, body, err := splitRecord(s.records[len(s.records)-1].Data); err == nil {
 			s.head = m.AppendHead(append(s.head[:0], r.Data...))
-			s.rider.Data, s.rider.Tail = s.head, len(message.Rest(body))
+			s.rider.Data, s.rider.SameEnd = s.head, len(message.Rest(body))
 			return nil
 		}
 	}
