@@ -199,28 +199,26 @@ func (f *frameBuilder) addSection(kind sectionKind, fill func(b []byte) ([]byte,
 
 // addStates appends the states of queues, and behind them what is kept for their owners. named says whose name is written too. Log.mu is held.
 func (f *frameBuilder) addStates(kind sectionKind, nextID uint64, qs []*Queue, named func(q *Queue) bool) {
-	losses := 0
+	var losses []queueState
 	f.addSection(kind, func(b []byte) ([]byte, int) {
 		b = appendUint(b, nextID)
 		for _, q := range qs {
 			st := q.state()
 			b = appendQueueState(b, &st, named(q))
 			if st.losses.total > 0 {
-				losses++
+				losses = append(losses, st)
 			}
 		}
 		return b, len(qs)
 	})
-	if losses == 0 {
+	if len(losses) == 0 {
 		return
 	}
 	f.addSection(sectionLosses, func(b []byte) ([]byte, int) {
-		for _, q := range qs {
-			if q.losses.total > 0 {
-				b = appendLosses(b, q.id, &q.losses)
-			}
+		for i := range losses {
+			b = appendLosses(b, losses[i].id, &losses[i].losses)
 		}
-		return b, losses
+		return b, len(losses)
 	})
 }
 

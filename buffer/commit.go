@@ -47,6 +47,9 @@ func (l *Log) step() (time.Duration, bool) {
 	failed, crammed := l.failed != nil, l.crammed
 	l.mu.Unlock()
 	if failed {
+		if !closing && l.expireSome() { // which may be what makes room
+			return 0, true
+		}
 		return l.heal(closing)
 	}
 	l.evictOverBound()
@@ -261,7 +264,7 @@ func (l *Log) addCursors(f *frameBuilder, all bool) []*Queue {
 // state is what a cursor keeps of q. Log.mu is held.
 func (q *Queue) state() queueState {
 	return queueState{
-		id: q.id, name: q.name, dropped: q.dropped, done: q.done, next: q.stored + 1, evicted: q.evicted, damaged: q.damaged, losses: q.losses,
+		id: q.id, name: q.name, dropped: q.dropped, done: q.done, next: q.stored + 1, evicted: q.evicted, damaged: q.damaged, losses: q.allLosses(),
 	}
 }
 

@@ -24,7 +24,7 @@ func (l *Log) noteDamage(q *Queue, p pass, res passResult, recs []Rec) ([]Damage
 	if at <= res.reached {
 		spans = q.done.missing(spans, at, res.reached)
 	}
-	lost := l.lose(q, spans)
+	lost := l.lose(q, spans, p.seg.epoch)
 	if len(res.damage) == 0 && lost > 0 {
 		res.damage = []badRegion{{p.off, p.end, errBadContent}}
 	}
@@ -43,8 +43,9 @@ func (l *Log) noteDamage(q *Queue, p pass, res passResult, recs []Rec) ([]Damage
 }
 
 // lose counts spans of q as damaged and marks them as done with. Log.mu is held.
-func (l *Log) lose(q *Queue, spans []span) uint64 {
+func (l *Log) lose(q *Queue, spans []span, epoch uint64) uint64 {
 	var n uint64
+	q.leaves(Damaged, epoch, spans)
 	for _, s := range spans {
 		n += l.finish(q, s.lo, s.hi)
 	}

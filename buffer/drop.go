@@ -12,7 +12,7 @@ func (q *Queue) Purge() uint64 {
 		return 0
 	}
 	l.mu.Lock()
-	cut := l.cut(q, 1, q.stored)
+	cut := l.cut(q, Purged, 1, q.stored)
 	q.purged += cut.count
 	l.mu.Unlock()
 	l.giveAway(q, Purged, cut)
@@ -30,7 +30,7 @@ func (l *Log) Drop(name string) error {
 		l.mu.Unlock()
 		return nil
 	}
-	cut := l.cut(q, 1, q.stored)
+	cut := l.cut(q, Purged, 1, q.stored)
 	q.purged += cut.count
 	q.dropped = true
 	l.markDirty(q)
@@ -72,7 +72,7 @@ type cutting struct {
 }
 
 // cut marks lo..hi as done with, so that nobody can acknowledge them any more. Log.mu is held; giveAway must follow without it.
-func (l *Log) cut(q *Queue, lo, hi Seq) cutting {
+func (l *Log) cut(q *Queue, why Reason, lo, hi Seq) cutting {
 	var c cutting
 	c.spans = q.done.missing(nil, lo, min(hi, q.stored))
 	if q.onDrop != nil {
@@ -83,6 +83,10 @@ func (l *Log) cut(q *Queue, lo, hi Seq) cutting {
 				log: l, queue: q.id, name: q.name, keys: q.keys, seg: e.seg, lo: max(lo, e.first), hi: min(hi, e.last), off: e.start, end: e.end,
 			})
 		}
+	}
+	for i := q.search(lo); q.keepLosses && i < len(q.extents) && q.extents[i].first <= hi; i++ {
+		e := q.extents[i]
+		q.leaves(why, e.seg.epoch, overlap(nil, c.spans[max(len(c.spans)-maxLosses, 0):], e.first, e.last))
 	}
 	for _, s := range c.spans {
 		c.count += l.finish(q, s.lo, s.hi)

@@ -52,7 +52,7 @@ func (l *Log) evictFrom(b *Bound, size int64) (*Queue, cutting) {
 			break
 		}
 		l.noteEvicting(b, q)
-		c := l.cut(q, lo, hi)
+		c := l.cut(q, Evicted, lo, hi)
 		q.evicted += c.count
 		l.counts.evicted += c.count
 		return q, c
@@ -92,7 +92,7 @@ func (l *Log) evictForSpace(least int64) bool {
 			continue
 		}
 		l.noteEvicting(e.queue.bound, e.queue)
-		c := l.cut(e.queue, e.first, e.last)
+		c := l.cut(e.queue, Evicted, e.first, e.last)
 		e.queue.evicted += c.count
 		l.counts.evicted += c.count
 		parts = append(parts, part{e.queue, c})
@@ -127,7 +127,7 @@ func (l *Log) noteEvicted() {
 // stays reports whether its records may not be evicted.
 func (e *extent) stays() bool {
 	q := e.queue
-	return q.stayPut || q.bound == nil || q.bound.policy != DropOldest
+	return q.stayPut && !q.log.desperate || q.bound == nil || q.bound.policy != DropOldest
 }
 
 // expendable gives the segment to be emptied on a full disk: the oldest whose records may all be evicted, and if possible one that holds

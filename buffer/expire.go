@@ -83,7 +83,7 @@ func (l *Log) cutExpired() (*Queue, cutting) {
 		}
 		if lo, hi := q.firstExpired(at, x.after); lo > 0 {
 			x.after = hi
-			c := l.cut(q, lo, hi)
+			c := l.cut(q, Expired, lo, hi)
 			q.expired += c.count
 			return q, c
 		}

@@ -100,6 +100,8 @@ type Log struct {
 	nextSpare   uint64
 	// lastNeed is what the last segment needed; the committer changes it, with mu held.
 	lastNeed int64
+	// desperate says that nothing else made room, see roll.
+	desperate bool
 	// lastSegmentSize, roomless, moved and pace belong to the committer: the growth of first segments, whether files that were removed
 	// from a full disk gave no room, whether it relocated last, and how long a frame gathers.
 	lastSegmentSize int64
@@ -203,7 +205,9 @@ func (l *Log) declare(name string, o QueueOptions) (*Queue, []lostSpan, error) {
 		l.register(q)
 	}
 	q.declared, q.onDrop, q.maxAge = true, o.OnDrop, o.MaxAge
-	q.stayPut, q.keepLosses = o.Stays, o.KeepLosses
+	if q.stayPut, q.keepLosses = o.Stays, o.KeepLosses; !q.keepLosses {
+		q.leaving = nil
+	}
 	if q.maxAge > 0 && !l.expiring {
 		l.expiring = true
 		l.wakeCommitter()

@@ -110,6 +110,18 @@ func (q *Queue) lost(x Loss) {
 	}
 }
 
+// leaves notes spans of the queue that are done with from now on, of which the owner is about to be told: what is written meanwhile has them
+// too. That goes on where he is not known yet. Log.mu is held.
+func (q *Queue) leaves(why Reason, epoch uint64, spans []span) {
+	if q.declared && !q.keepLosses {
+		return
+	}
+	for _, s := range spans[max(len(spans)-maxLosses, 0):] {
+		q.leaving = append(q.leaving, Loss{why, epoch, s.lo, s.hi})
+	}
+	q.leaving = q.leaving[max(len(q.leaving)-maxLosses, 0):]
+}
+
 // drop tells the owner that records are gone, and keeps that for him.
 func (q *Queue) drop(onDrop func(*Queue, Reason, []Rec), why Reason, recs []Rec) {
 	onDrop(q, why, recs)
@@ -117,7 +129,42 @@ func (q *Queue) drop(onDrop func(*Queue, Reason, []Rec), why Reason, recs []Rec)
 	defer q.log.mu.Unlock()
 	for i := range recs {
 		q.lost(Loss{why, recs[i].Epoch, recs[i].Seq, recs[i].Seq})
+		q.told(recs[i].Seq)
 	}
+}
+
+// told takes a record out of those of which the owner is about to be told. Log.mu is held.
+func (q *Queue) told(seq Seq) {
+	for i := range q.leaving {
+		x := &q.leaving[i]
+		switch {
+		case seq < x.First || seq > x.Last:
+			continue
+		case x.First == x.Last:
+			q.leaving = slices.Delete(q.leaving, i, i+1)
+		case seq == x.First:
+			x.First++
+		case seq == x.Last:
+			x.Last--
+		default:
+			rest := *x
+			x.Last, rest.First = seq-1, seq+1
+			q.leaving = slices.Insert(q.leaving, i+1, rest)
+		}
+		return
+	}
+}
+
+// allLosses is what is written of the losses. Log.mu is held.
+func (q *Queue) allLosses() lossList {
+	if len(q.leaving) == 0 {
+		return q.losses
+	}
+	all := lossList{slices.Clone(q.losses.list), q.losses.total, q.losses.noted}
+	for _, x := range q.leaving {
+		all.add(x)
+	}
+	return all
 }
 
 // appendLosses appends what is kept for the owner of a queue.

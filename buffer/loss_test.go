@@ -1,7 +1,9 @@
 package buffer
 
 import (
+	"bytes"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 )
@@ -117,4 +119,106 @@ func FuzzLosses(f *testing.F) {
 			}
 		}
 	})
+}
+
+// TestLossesOnTheirWay: what is written while the owner is being told of a loss has it too, so that a kill right then costs no word of it: of what
+// is purged, what a reader finds damaged, and what is missing at the start, be there an owner or not.
+func TestLossesOnTheirWay(t *testing.T) {
+	o := Options{SegmentBytes: 32 << 10, SaveEvery: time.Millisecond}
+	quiet := QueueOptions{KeepLosses: true, OnDrop: func(*Queue, Reason, []Rec) {}}
+	fill := func(m *memFS) (*Log, *Queue) {
+		o.FS = m
+		l := openLog(t, "/log", o)
+		q := queueOf(t, l, "q", quiet)
+		for i := range 10 {
+			put(t, l, Record{Queue: q, Data: payload(i, 1000)})
+		}
+		return l, q
+	}
+	damage := func(m *memFS) {
+		for path, f := range m.names {
+			if at := bytes.Index(f.data, payload(4, 100)); at >= 0 && strings.HasSuffix(path, segmentSuffix) {
+				f.data[at+50] ^= 1
+			}
+		}
+	}
+	// written waits until the state is on disk, while what block belongs to goes on only when that is closed.
+	written := func(l *Log, q *Queue) {
+		await(t, l, "the state to be written", func() bool { return len(l.dirty) == 0 && !q.dirty && q.purged+q.damaged > 0 })
+	}
+	for _, how := range []string{"purge", "damage", "missing, killed", "missing, stopped"} {
+		t.Run(how, func(t *testing.T) {
+			l, q := fill(newMemFS())
+			block, entered := make(chan struct{}), make(chan struct{}, 100)
+			wait := func() { entered <- struct{}{}; <-block }
+			want := 1
+			var left *memFS
+			switch how {
+			case "purge":
+				want = 10
+				q = queueOf(t, l, "q", QueueOptions{KeepLosses: true, OnDrop: func(*Queue, Reason, []Rec) { wait() }})
+				go q.Purge()
+				<-entered
+				written(l, q)
+				left = o.FS.(*memFS).kill()
+			case "damage":
+				if err := l.Close(); err != nil {
+					t.Fatal(err)
+				}
+				m := o.FS.(*memFS).copyFS()
+				damage(m)
+				o.FS, o.OnDamage = m, func(Damage) { wait() }
+				l = openLog(t, "/log", o)
+				q = queueOf(t, l, "q", quiet)
+				go func() { _ = q.Scan(0, func(Rec) bool { return true }) }()
+				<-entered
+				written(l, q)
+				left = m.kill()
+			default:
+				m := o.FS.(*memFS).kill() // left open, so that it is scanned
+				_ = l.Close()
+				damage(m)
+				o.FS = m
+				l = openLog(t, "/log", o) // nobody declares the queue
+				if how == "missing, killed" {
+					left = m.kill()
+				} else if err := l.Close(); err != nil {
+					t.Fatal(err)
+				} else {
+					left = m.copyFS()
+				}
+			}
+			close(block)
+			_ = l.Close()
+			o.FS, o.OnDamage = left, nil
+			l = openLog(t, "/log", o)
+			q = queueOf(t, l, "q", quiet)
+			losses, _ := q.Losses()
+			n := 0
+			for _, x := range losses {
+				n += int(x.count())
+			}
+			if s := q.Stats(); n != want || int(s.Records)+n != 10 {
+				t.Errorf("%d records, losses %+v, want %d of them", s.Records, losses, want)
+			}
+		})
+	}
+}
+
+// TestLeaving: what the owner was told is no more on its way, in whatever order.
+func TestLeaving(t *testing.T) {
+	q := &Queue{keepLosses: true, declared: true}
+	q.leaves(Purged, 7, []span{{1, 5}, {8, 8}})
+	for _, seq := range []Seq{3, 8, 1, 9, 5} {
+		q.told(seq)
+	}
+	if want := []Loss{{Purged, 7, 2, 2}, {Purged, 7, 4, 4}}; !slices.Equal(q.leaving, want) {
+		t.Errorf("%+v, want %+v", q.leaving, want)
+	}
+	for i := range Seq(1000) {
+		q.leaves(Purged, 7, []span{{10 + 2*i, 10 + 2*i}})
+	}
+	if len(q.leaving) > maxLosses {
+		t.Errorf("%d runs", len(q.leaving))
+	}
 }

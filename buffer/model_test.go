@@ -25,7 +25,7 @@ type fact struct {
 	group   int
 	durable bool // Notify said so
 	gone    bool // acknowledged or dropped: may be there or not after a crash
-	acked   bool // acknowledged or purged: nobody is told
+	acked   bool // acknowledged: nobody is told
 	failed  bool // Notify said so: may be there or not
 	expires bool
 }
@@ -252,7 +252,7 @@ func (m *model) dropped(q *Queue, why Reason, recs []Rec) {
 		if f.gone && why != Failed && !m.unsure[f.queue] {
 			m.t.Errorf("%s: record %d is %v, but was gone already", q.Name(), r.Seq, why)
 		}
-		f.gone, f.acked = true, f.acked || why == Purged
+		f.gone = true
 	}
 }
 

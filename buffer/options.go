@@ -90,7 +90,8 @@ func (o Options) withDefaults() Options {
 type QueueOptions struct {
 	// Bound limits the bytes of the queue together with others. nil means no limit.
 	Bound *Bound
-	// Stays says that on a full disk records of others make room, not those of this queue, whatever the policy of the bound.
+	// Stays says that on a full disk records of others make room, not those of this queue, whatever the policy of the bound, unless there
+	// is no room otherwise.
 	Stays bool
 	// MaxAge is how long a record stays; 0 means without end. Records that are older are Expired, with the same reservation as for
 	// Record.Lifetime. It holds for what is stored already, too.

@@ -34,8 +34,9 @@ type Queue struct {
 	bytes   int64
 	pending int64
 
-	// losses is kept for the owner; see loss.go.
-	losses lossList
+	// losses is kept for the owner, leaving what is on its way to him; see loss.go.
+	losses  lossList
+	leaving []Loss
 	// unheard is what was found damaged before the queue had an owner that could be told.
 	unheard []lostSpan
 

@@ -241,7 +241,7 @@ func (l *Log) findHoles(q *Queue) {
 	for _, h := range holes {
 		missing = q.done.missing(missing, h.lo, h.hi)
 	}
-	lost := l.lose(q, missing)
+	lost := l.lose(q, missing, l.epoch)
 	if lost == 0 {
 		return
 	}

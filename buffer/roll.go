@@ -30,6 +30,11 @@ func (l *Log) roll(n int) (*segment, error) {
 			s, err = l.newSegment(n)
 		}
 	}
+	if err != nil && isNoSpace(err) {
+		l.setDesperate(true)
+		s, err = l.newSegment(n)
+		l.setDesperate(false)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -51,6 +56,13 @@ func (l *Log) roll(n int) (*segment, error) {
 		return nil, err
 	}
 	return s, nil
+}
+
+// setDesperate says that records of queues with QueueOptions.Stays may make room too, as there is none otherwise.
+func (l *Log) setDesperate(on bool) {
+	l.mu.Lock()
+	l.desperate = on
+	l.mu.Unlock()
 }
 
 // writable reports whether frames may be added to it.

@@ -312,3 +312,43 @@ func TestStateOutgrowsFile(t *testing.T) {
 		t.Errorf("%d damaged, %d of %d there", s.Damaged, s.Records, left)
 	}
 }
+
+// TestStayingIsNoDeadEnd: where records that stay are in every segment of a full disk and cannot move, they leave when they expire, and make
+// room where nothing else does, rather than that nothing is taken any more.
+func TestStayingIsNoDeadEnd(t *testing.T) {
+	for _, life := range []time.Duration{0, time.Second} {
+		t.Run(fmt.Sprint("lifetime ", life), func(t *testing.T) {
+			m := newMemFS()
+			m.setRoom(400 << 10)
+			l := openLog(t, "/log", Options{FS: m, SegmentBytes: 32 << 10})
+			policy := Refuse // nothing but what stays can make room
+			if life > 0 {
+				policy = DropOldest
+			}
+			data := queueOf(t, l, "data", QueueOptions{Bound: l.NewBound(100<<20, policy)})
+			stays := queueOf(t, l, "stays", QueueOptions{Bound: l.NewBound(160<<10, DropOldest), Stays: true})
+			send := func(q *Queue, size int, life time.Duration) error {
+				p, err := l.Append(Record{Queue: q, Data: payload(1, size), Lifetime: life})
+				if err == nil {
+					err = l.Wait(t.Context(), p)
+				}
+				return err
+			}
+			for i := range 2000 {
+				_ = send(data, 300, 0)
+				if i%2 == 0 {
+					_ = send(stays, 200, life)
+				}
+			}
+			for seq := Seq(1); seq <= data.Stats().Last; seq++ {
+				data.Ack(seq)
+			}
+			for deadline := time.Now().Add(20 * time.Second); send(data, 300, 0) != nil; time.Sleep(10 * time.Millisecond) {
+				if time.Now().After(deadline) {
+					s := stays.Stats()
+					t.Fatalf("nothing is taken any more: %d stay, %d expired, %d evicted", s.Records, s.Expired, s.Evicted)
+				}
+			}
+		})
+	}
+}

@@ -51,9 +51,12 @@ func (b *Broker) Rejudge(hide, own bool, anonymous map[string]bool) (disconnecte
 	return b.RejudgeUsers()
 }
 
+// RulesChanged says at once that the ACL answers in another way; Rejudge is to follow, which takes longer.
+func (b *Broker) RulesChanged() { b.sessions.RulesChanged() }
+
 // RejudgeUsers is Rejudge where nothing but what the ACL says has changed.
 func (b *Broker) RejudgeUsers() (disconnected int) {
-	b.sessions.RulesChanged()
+	b.RulesChanged()
 	b.rules.Add(1) // before looking: who is let in from here on is judged by what is true now, or looks itself
 	for _, s := range b.sessions.All() {
 		if b.judge(s) {

@@ -146,6 +146,9 @@ func (g *gaps) save(ctx context.Context) (n int, err error) {
 	if err == nil {
 		for i, l := range g.store.lanes {
 			l.queue.Noted(marks[i])
+			if rest, _ := l.queue.Losses(); len(rest) > 0 {
+				signal(g.store.wake) // one that the log adds just now, after it said so, is in a report already
+			}
 		}
 	}
 	return n, err

@@ -278,3 +278,22 @@ func FuzzRuns(f *testing.F) {
 		}
 	})
 }
+
+// TestLossesAreNotedAtOnce: the log lets go of a loss when the report is on disk, not only with the next one: else it would be announced again
+// after a kill.
+func TestLossesAreNotedAtOnce(t *testing.T) {
+	cloud := newFakeCloud(takeAll)
+	cloud.setOffline(true)
+	r := open(t, t.TempDir(), testConfig(nil, "cloud"), map[string]*fakeCloud{"cloud": cloud}).start()
+	defer r.close()
+	q := r.f.outs[0].lanes[pipeline.Normal].queue
+	for range 40 {
+		r.send("a", "x")
+		q.Purge()
+		time.Sleep(5 * time.Millisecond) // the report is on its way
+	}
+	eventually(t, "the log keeps no loss", func() bool {
+		losses, _ := q.Losses()
+		return len(losses) == 0
+	})
+}

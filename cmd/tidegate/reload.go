@@ -299,6 +299,7 @@ func (g *gateway) prepareAuth(p *prepared, old *config.Config, d *difference) er
 	p.steps = append(p.steps, step{name: "users and rules", commit: func() error {
 		if d.auth {
 			swap()
+			g.broker.RulesChanged()
 			g.auditRules(d.next.Auth)
 		}
 		anonymous := map[string]bool{}

@@ -19,9 +19,11 @@ type crowd struct {
 
 	mu     sync.Mutex
 	closed bool
-	// tokens are as in storedQueue; the first has its sequence whole. The memory is never moved, as queues have parts of it.
-	tokens []byte
+	// blocks are of tokens as in storedQueue; the first has its sequence whole. They never move, as queues have parts of them, and grow
+	// with what is in them.
+	blocks [][]byte
 	n      int
+	total  int // bytes of tokens
 	bytes  int64
 	last   buffer.Seq
 	// room is what every one of them may take still.
@@ -30,6 +32,9 @@ type crowd struct {
 
 const (
 	crowdBytes = 16 << 10
+	// firstBlock is the size of its first block of memory, lastBlock of the largest.
+	firstBlock = 64
+	lastBlock  = 4 << 10
 	// crowdRow is how many messages have to have the same takers, one after the other, before they are taken for a crowd, and crowdRoom
 	// how many more each has to have room for.
 	crowdRow  = 8
@@ -38,32 +43,41 @@ const (
 
 // seat is how far a queue has come with the crowd of its session.
 type seat struct {
-	crowd *crowd
-	at, n int
-	bytes int64
+	crowd     *crowd
+	block, at int
+	n         int
+	bytes     int64
 }
 
-// add notes a message for all. It reports false where the crowd has ended.
-func (c *crowd) add(seq buffer.Seq, size int64) bool {
+// add notes a message for all. It reports false where the crowd has ended, and whether that is because it is full.
+func (c *crowd) add(seq buffer.Seq, size int64) (added, full bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if len(c.tokens) > crowdBytes-3*binary.MaxVarintLen64 || c.room < size {
-		c.closed = true
-	}
 	if c.closed {
-		return false
+		return false, false
+	}
+	if c.total > crowdBytes || c.room < size {
+		c.closed = true
+		return false, true
 	}
 	t := &c.takers[0]
 	flags := flagsOf(t.qos, t.retain, false) | tokenSeq
 	if c.n == 0 {
 		flags |= tokenWhole
 	}
-	c.tokens = appendToken(c.tokens, token{flags, size, seq}, c.last)
+	i := len(c.blocks) - 1
+	if i < 0 || cap(c.blocks[i])-len(c.blocks[i]) < 3*binary.MaxVarintLen64 {
+		c.blocks = append(c.blocks, make([]byte, 0, min(max(c.total, firstBlock), lastBlock)))
+		i++
+	}
+	before := len(c.blocks[i])
+	c.blocks[i] = appendToken(c.blocks[i], token{flags, size, seq}, c.last)
+	c.total += len(c.blocks[i]) - before
 	c.n++
 	c.bytes += size
 	c.room -= size
 	c.last = seq
-	return true
+	return true, false
 }
 
 // end lets nothing be added any more.
@@ -92,11 +106,15 @@ type crowds struct {
 // take notes a stored message for a crowd. It reports false where the takers are none. lent says that the list of them never changes.
 func (m *Manager) take(takers []taking, lent bool, seq buffer.Seq, size int64) bool {
 	x := &m.crowds
-	if x.now != nil && x.now.same(takers) && x.now.add(seq, size) {
-		return true
-	}
-	if x.now != nil && x.now.same(takers) { // it was full, or one has left
-		x.now, x.last, x.row = nil, append(x.last[:0], takers...), crowdRow-1
+	if x.now != nil && x.now.same(takers) {
+		added, full := x.now.add(seq, size)
+		if added {
+			return true
+		}
+		x.now, x.last, x.row = nil, append(x.last[:0], takers...), 0
+		if full {
+			x.row = crowdRow - 1
+		}
 	}
 	if len(takers) < 2 || len(takers) > planSize {
 		return false
@@ -115,12 +133,13 @@ func (m *Manager) take(takers []taking, lent bool, seq buffer.Seq, size int64) b
 		x.row = -crowdRow * crowdRow
 		return false
 	}
-	return x.now.add(seq, size)
+	added, _ := x.now.add(seq, size)
+	return added
 }
 
 // newCrowd makes one of takers, if all are away and have room for messages of that size; else it returns nil.
 func newCrowd(takers []taking, size int64) *crowd {
-	c := &crowd{takers: takers, tokens: make([]byte, 0, crowdBytes), room: 1 << 62}
+	c := &crowd{takers: takers, room: 1 << 62}
 	for i := range takers {
 		if t := &takers[i]; t.qos != takers[0].qos || t.retain != takers[0].retain || t.share != nil || !t.s.join(c, size) {
 			c.end()
@@ -156,22 +175,27 @@ func (q *storedQueue) catchUp() {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	part := c.tokens[q.seat.at:len(c.tokens):len(c.tokens)]
-	if len(part) == 0 {
+	if c.n == q.seat.n {
 		return
-	}
-	if len(part) <= smallChunk {
-		part = slices.Clone(part) // it may be written to
 	}
 	if q.n == 0 {
 		q.chunks, q.at, q.width = nil, 0, 0
 	}
-	q.chunks = append(q.chunks, part)
+	for i := q.seat.block; i < len(c.blocks); i++ {
+		b := c.blocks[i]
+		part := b[q.seat.at:len(b):len(b)]
+		if q.seat.at = 0; len(part) <= max(smallChunk, cap(b)/2) {
+			part = slices.Clone(part) // it may be written to, or is too little to keep the block for
+		}
+		if len(part) > 0 {
+			q.chunks = append(q.chunks, part)
+		}
+	}
 	q.n += c.n - q.seat.n
 	q.bare += c.n - q.seat.n
 	q.bytes += c.bytes - q.seat.bytes
 	q.last = c.last
-	q.seat = seat{c, len(c.tokens), c.n, c.bytes}
+	q.seat = seat{c, len(c.blocks) - 1, len(c.blocks[len(c.blocks)-1]), c.n, c.bytes}
 }
 
 // leave ends the crowd, as one of it goes its own way.

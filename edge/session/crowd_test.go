@@ -3,6 +3,7 @@ package session
 import (
 	"fmt"
 	"math/rand/v2"
+	"runtime"
 	"sync"
 	"testing"
 	"time"
@@ -195,4 +196,53 @@ func TestCrowdInTurmoil(t *testing.T) {
 	for i := range sessions {
 		requireRun(t, fmt.Sprint("c", i), x.waiting(fmt.Sprint("c", i)), publishers*each)
 	}
+}
+
+// TestCrowdMemory: what crowds note takes a few bytes for each message and session, however short they live.
+func TestCrowdMemory(t *testing.T) {
+	inUse := func() int64 {
+		var m runtime.MemStats
+		runtime.GC()
+		runtime.ReadMemStats(&m)
+		return int64(m.HeapAlloc)
+	}
+	require := func(what string, x *stored, before, n, most int64) {
+		t.Helper()
+		x.Flush()
+		if each := (inUse() - before) / n; each > most {
+			t.Errorf("%s: %d bytes for each message", what, each)
+		}
+		runtime.KeepAlive(x)
+	}
+	x := newStored(t, nil, Options{}, 1<<30)
+	for i := range 400 {
+		x.away(fmt.Sprint("a", i), fmt.Sprint("t", i))
+		x.away(fmt.Sprint("b", i), fmt.Sprint("t", i))
+	}
+	before := inUse()
+	for i := range 400 {
+		for k := range 20 {
+			m := numbered(k)
+			m.Topic = fmt.Sprint("t", i)
+			x.Publish(m, "")
+		}
+	}
+	require("many that are short", x, before, 8000, 120)
+
+	y := newStored(t, nil, Options{}, 1<<30)
+	y.away("c0", "a")
+	y.away("c1", "a")
+	s := y.attach("c0", &wire{})
+	s.Subscribe(s.link.conn, []*Subscription{{Filter: "b", QoS: 1}}, nil)
+	y.Detach(s, s.link.conn)
+	s.Left(nil)
+	before = inUse()
+	for i := range 24_000 {
+		m := numbered(i)
+		if i%24 == 23 {
+			m.Topic = "b" // which only one of them takes
+		}
+		y.Publish(m, "")
+	}
+	require("broken again and again", y, before, 24_000, 60)
 }
