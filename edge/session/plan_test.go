@@ -3,7 +3,6 @@ package session
 import (
 	"fmt"
 	"math/rand/v2"
-	"strings"
 	"testing"
 	"time"
 
@@ -58,7 +57,7 @@ func TestPlans(t *testing.T) {
 			for name, c := range clients {
 				any := false
 				for filter, sub := range c.subs {
-					any = any || selects(filter, topic) && !(sub.NoLocal && name == origin)
+					any = any || message.Match(filter, topic) && !(sub.NoLocal && name == origin)
 				}
 				if any && !denied[name+topic] {
 					want++
@@ -94,18 +93,4 @@ func TestPlans(t *testing.T) {
 			}
 		}
 	}
-}
-
-// selects reports whether filter selects topic, both of two levels at most.
-func selects(filter, topic string) bool {
-	f, l := strings.Split(filter, "/"), strings.Split(topic, "/")
-	for i, level := range f {
-		if level == "#" {
-			return true
-		}
-		if i >= len(l) || level != "+" && level != l[i] {
-			return false
-		}
-	}
-	return len(f) == len(l)
 }
