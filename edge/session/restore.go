@@ -40,7 +40,8 @@ type restored struct {
 // restore makes everything that the store has. What it cannot read is left out, counted and logged.
 func (m *Manager) restore() {
 	st := m.store
-	st.drop = m.drop
+	drop := m.drop
+	st.drop.Store(&drop)
 	begin := time.Now()
 	all := m.restoreStates()
 	inOrder := make([]*restored, 0, len(all))

@@ -49,8 +49,8 @@ type Store struct {
 	last, pos atomic.Uint64
 	// readers lends the memory for reading back; its capacity bounds how many sessions do so at a time.
 	readers chan *buffer.Batch
-	// drop counts messages that are lost on disk. Set before anything is appended.
-	drop func(reason string, n int)
+	// drop counts messages that are lost on disk: nil until there is a Manager. The log may find some as soon as it knows the queues.
+	drop atomic.Pointer[func(reason string, n int)]
 	// torn says that records of sessions or retained messages are gone from the disk that are known in memory.
 	torn atomic.Bool
 	lost atomic.Uint64
@@ -77,7 +77,7 @@ const fetchers = 4
 // OpenStore declares the queues of sessions in l. maxBytes bounds what is stored of messages for all sessions together; the
 // oldest make room. Nothing is read before New.
 func OpenStore(l *buffer.Log, maxBytes int64, logger *slog.Logger) (*Store, error) {
-	st := &Store{log: l, logger: logger, readers: make(chan *buffer.Batch, fetchers), drop: func(string, int) {}, bound: l.NewBound(maxBytes, buffer.DropOldest)}
+	st := &Store{log: l, logger: logger, readers: make(chan *buffer.Batch, fetchers), bound: l.NewBound(maxBytes, buffer.DropOldest)}
 	for range fetchers {
 		st.readers <- &buffer.Batch{}
 	}
@@ -123,7 +123,9 @@ func (st *Store) messagesGone(_ *buffer.Queue, why buffer.Reason, recs []buffer.
 	for i := range recs {
 		n += st.refs.take(recs[i].Seq)
 	}
-	st.drop(reason, n)
+	if drop := st.drop.Load(); drop != nil {
+		(*drop)(reason, n)
+	}
 }
 
 // recordsGone is told of records of sessions and of retained messages that are there no more. What is known in memory is
