@@ -145,6 +145,7 @@ func TestLossesOnTheirWay(t *testing.T) {
 	// written waits until the state is on disk, while what block belongs to goes on only when that is closed.
 	written := func(l *Log, q *Queue) {
 		await(t, l, "the state to be written", func() bool { return len(l.dirty) == 0 && !q.dirty && q.purged+q.damaged > 0 })
+		put(t, l, Record{Queue: queueOf(t, l, "other", QueueOptions{})}) // what was being written is on disk before that
 	}
 	for _, how := range []string{"purge", "damage", "missing, killed", "missing, stopped"} {
 		t.Run(how, func(t *testing.T) {
