@@ -16,7 +16,8 @@ func (r *Record) size() int { return len(r.Data) + r.SameEnd }
 // Append takes all recs over, or none, and returns at once with the position of the last: Durable, Notify and Wait tell when they are on
 // disk. All of them stand in one frame, so after a crash either all are there or none. It fills in recs[i].Seq. The data are copied.
 //
-// Errors: ErrFull, ErrBusy, ErrTooLarge, ErrFailed, ErrClosed, ErrDropped; nothing was changed then.
+// Errors: ErrFull, ErrBusy, ErrTooLarge, ErrFailed, ErrClosed, ErrDropped, and one without a name where a SameEnd is more than the record before
+// has; nothing was changed then.
 func (l *Log) Append(recs ...Record) (Pos, error) {
 	if len(recs) == 0 {
 		return 0, nil

@@ -13,8 +13,10 @@ import (
 // Loss is a run of records that left a queue without Ack, or by AckLost.
 type Loss struct {
 	// Why is OwnReason or above where the owner gave it.
-	Why         Reason
-	Epoch       uint64
+	Why Reason
+	// Epoch is that of the records, see Rec; of Damaged ones it is that of the file they stood in, or 0 where that is not known.
+	Epoch uint64
+	// First and Last are both in it.
 	First, Last Seq
 }
 
@@ -68,14 +70,16 @@ func (s *lossList) join(o *lossList) {
 }
 
 // Losses gives what left the queue without Ack since it was declared with KeepLosses, apart from what was noted: in this process, or in one
-// before it that ended too early. What OnDrop has not returned from is not in it. mark is for Noted.
+// before it that ended too early. What OnDrop has not returned from is not in it. They are at most 128 runs, the oldest first; beyond that the
+// oldest are let go. mark is for Noted.
 func (q *Queue) Losses() (losses []Loss, mark uint64) {
 	q.log.mu.Lock()
 	defer q.log.mu.Unlock()
 	return slices.Clone(q.losses.list), q.losses.total
 }
 
-// Noted says that the owner keeps what Losses gave with mark himself.
+// Noted says that the owner keeps what Losses gave with mark himself. It does not wait for the disk: after a crash within SaveEvery they may
+// be among the Losses again.
 func (q *Queue) Noted(mark uint64) {
 	q.log.mu.Lock()
 	defer q.log.mu.Unlock()
@@ -86,7 +90,7 @@ func (q *Queue) Noted(mark uint64) {
 }
 
 // AckLost is Ack for records of which lost are, for the owner, lost: runs of one record each, in the order of seqs. Those that were still
-// stored are found in Losses then.
+// stored are found in Losses then. It gives back what Ack does.
 func (q *Queue) AckLost(seqs []Seq, lost []Loss) []Seq {
 	l := q.log
 	l.mu.Lock()

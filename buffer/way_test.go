@@ -313,20 +313,20 @@ func TestStateOutgrowsFile(t *testing.T) {
 	}
 }
 
-// TestStayingIsNoDeadEnd: where records that stay are in every segment of a full disk and cannot move, they leave when they expire, and make
-// room where nothing else does, rather than that nothing is taken any more.
+// TestStayingIsNoDeadEnd: where records that stay are in every segment of a full disk and cannot move, they make room where nothing else does,
+// and those that nothing may evict leave when they expire, rather than that nothing is taken any more.
 func TestStayingIsNoDeadEnd(t *testing.T) {
 	for _, life := range []time.Duration{0, time.Second} {
 		t.Run(fmt.Sprint("lifetime ", life), func(t *testing.T) {
 			m := newMemFS()
 			m.setRoom(400 << 10)
 			l := openLog(t, "/log", Options{FS: m, SegmentBytes: 32 << 10})
-			policy := Refuse // nothing but what stays can make room
+			data := queueOf(t, l, "data", QueueOptions{Bound: l.NewBound(100<<20, Refuse)})
+			bound := l.NewBound(160<<10, DropOldest)
 			if life > 0 {
-				policy = DropOldest
+				bound = nil
 			}
-			data := queueOf(t, l, "data", QueueOptions{Bound: l.NewBound(100<<20, policy)})
-			stays := queueOf(t, l, "stays", QueueOptions{Bound: l.NewBound(160<<10, DropOldest), Stays: true})
+			stays := queueOf(t, l, "stays", QueueOptions{Bound: bound, Stays: bound != nil})
 			send := func(q *Queue, size int, life time.Duration) error {
 				p, err := l.Append(Record{Queue: q, Data: payload(1, size), Lifetime: life})
 				if err == nil {

@@ -93,6 +93,9 @@ func (g *gaps) keep(ctx context.Context) {
 		n, err := g.save(ctx)
 		if err == nil {
 			failed = false
+			if n > 0 {
+				signal(g.store.wake) // what the log counts as lost only after it told of it is noted the next time
+			}
 			pause(ctx, time.Duration(1+min(n/saveBytes, 50))*saveEvery)
 			continue
 		}
@@ -146,9 +149,6 @@ func (g *gaps) save(ctx context.Context) (n int, err error) {
 	if err == nil {
 		for i, l := range g.store.lanes {
 			l.queue.Noted(marks[i])
-			if rest, _ := l.queue.Losses(); len(rest) > 0 {
-				signal(g.store.wake) // one that the log adds just now, after it said so, is in a report already
-			}
 		}
 	}
 	return n, err
@@ -168,9 +168,9 @@ func (g *gaps) marks() []uint64 {
 
 // take makes reports of what an earlier process lost and did not keep.
 func (g *gaps) take(l *lane) {
+	losses, _ := l.queue.Losses()
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	losses, _ := l.queue.Losses()
 	for _, x := range losses {
 		k := gapKey{cmp.Or(x.Epoch, l.epoch), l.kind, placeOf(x.Why).String()}
 		g.restore(&gapReport{gapKey: k, lost: runs{[]run{{x.First, x.Last}}}, unsaved: true})

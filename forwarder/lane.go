@@ -93,16 +93,11 @@ func (a *ackList) reset() {
 // release acknowledges records in the buffer and counts them where they went. One that the buffer had pushed out in the
 // meantime was counted as evicted and is not counted again, even if the cloud has it.
 func (l *lane) release(a *ackList) {
-	var fresh []buffer.Seq
-	if len(a.lost) == 0 {
-		fresh = l.queue.Ack(a.seqs...)
-	} else {
-		if l.gaps != nil {
-			l.gaps.store.entering.RLock()
-			defer l.gaps.store.entering.RUnlock()
-		}
-		fresh = l.queue.AckLost(a.seqs, a.lost)
+	if len(a.lost) > 0 { // then there is somebody to be told: only a lane of an uplink is released
+		l.gaps.store.entering.RLock()
+		defer l.gaps.store.entering.RUnlock()
 	}
+	fresh := l.queue.AckLost(a.seqs, a.lost)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, k := range a.leaves {

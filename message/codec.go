@@ -44,7 +44,7 @@ func (m *Message) AppendHead(b []byte) []byte {
 	return append(b, m.ID[:]...)
 }
 
-// Rest gives what follows the head in the bytes of a message, nil where that is cut short.
+// Rest gives what follows the head in the bytes that AppendBinary wrote, as a part of b; nil where b is shorter than a head.
 func Rest(b []byte) []byte {
 	n := 1 // the version; then the flags
 	for n < len(b) && b[n] >= 0x80 {

@@ -258,6 +258,11 @@ func (f *onFullDisk) requireCounted(t *testing.T, counts map[string]int) {
 	if f.cloud.arrived()+gaps != n {
 		t.Errorf("%d arrived and %d are missing of %d", f.cloud.arrived(), gaps, n)
 	}
+	for topic, late := range f.cloud.late() {
+		if late > 0 && topic != f.fleet[1].topic { // which sends what was refused behind what was taken
+			t.Errorf("%s: %d messages came after later ones", topic, late)
+		}
+	}
 	// What a device sent twice, as its first acknowledgement was not sure, can be evicted without missing.
 	waitFor(t, 90*time.Second, "everything that is missing to be announced", func() bool { return f.announcedInAll() >= gaps }, func() string {
 		return fmt.Sprintf("%d of %d", f.announcedInAll(), gaps)

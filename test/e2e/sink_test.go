@@ -284,6 +284,17 @@ func (s *sink) requireEach(t testing.TB, topic string, want int) (late int) {
 	return st.late
 }
 
+// late counts, by topic, the messages that came after later ones.
+func (s *sink) late() map[string]int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n := map[string]int{}
+	for topic, st := range s.streams {
+		n[topic] = st.late
+	}
+	return n
+}
+
 // repeated counts arrivals of what had come before.
 func (s *sink) repeated() (n int) {
 	s.mu.Lock()
