@@ -17,11 +17,17 @@ type scratch struct {
 	ends    []int // where each record ends in bytes
 	letter  []byte
 	records []buffer.Record
-	// plain says that the last record is a copy that differs from the message in nothing but its head.
-	plain  bool
-	head   []byte
-	rider  buffer.Record
-	stored []stored
+	last    likeness
+	head    []byte
+	rider   buffer.Record
+	stored  []stored
+}
+
+// likeness says in what the last record differs from the message as it came.
+type likeness struct {
+	at    int  // where the message begins in scratch.bytes
+	plain bool // it differs in nothing but its head
+	same  bool // it differs in nothing but its ID
 }
 
 // scratchKeep is the largest memory that is kept after a large message.
@@ -42,8 +48,8 @@ func (f *Forwarder) Ingest(m message.Message) (message.Ticket, error) {
 type Riders struct {
 	// Must are taken as the message is. May are left out where the log has no room for them, which their Seq of 0 tells.
 	Must, May []buffer.Record
-	// Message says that the message itself follows behind the data of the first of May, as Message.AppendBinary writes it. It is on
-	// disk once with its copy for an uplink where they are the same.
+	// Message says that the message itself follows behind the data of the first of May, as Message.AppendBinary writes it, but for its ID,
+	// which may be that of a copy (message.ID.Copy). It is on disk once with its copy for an uplink where they are the same.
 	Message bool
 }
 
@@ -93,15 +99,17 @@ func (f *Forwarder) IngestWith(m message.Message, with Riders) (message.Ticket, 
 // board makes the rider that ends with the message. Where the last copy ends like it, it goes right behind that, without what is the same.
 func (s *scratch) board(r *buffer.Record, m *message.Message) (err error) {
 	s.rider = *r
-	if s.plain {
-		if _, body, err := splitRecord(s.records[len(s.records)-1].Data); err == nil {
-			s.head = m.AppendHead(append(s.head[:0], r.Data...))
-			s.rider.Data, s.rider.SameEnd = s.head, len(message.Rest(body))
-			return nil
+	switch same := s.bytes[s.last.at:]; {
+	case s.last.same:
+		s.rider.SameEnd = len(same)
+		return nil
+	case s.last.plain:
+		s.head = m.AppendHead(append(s.head[:0], r.Data...))
+		s.rider.SameEnd = len(message.Rest(same))
+	default:
+		if s.head, err = m.AppendBinary(append(s.head[:0], r.Data...)); err != nil {
+			return fmt.Errorf("ingest: %w", err)
 		}
-	}
-	if s.head, err = m.AppendBinary(append(s.head[:0], r.Data...)); err != nil {
-		return fmt.Errorf("ingest: %w", err)
 	}
 	s.rider.Data = s.head
 	return nil
@@ -143,7 +151,7 @@ func copySeqs(to, from []buffer.Record) {
 // encode makes the buffer's records of the copies that are to be stored: a normal copy in its lane, one with an impossible
 // topic as a dead letter.
 func (p *plan) encode(s *scratch, m *message.Message) error {
-	s.bytes, s.ends, s.records = s.bytes[:0], s.ends[:0], s.records[:0]
+	s.bytes, s.ends, s.records, s.last = s.bytes[:0], s.ends[:0], s.records[:0], likeness{}
 	var err error
 	for i := range s.copies {
 		if c := &s.copies[i]; !c.Merged {
@@ -153,14 +161,16 @@ func (p *plan) encode(s *scratch, m *message.Message) error {
 			if c.Err != nil && len(shaped.Topic) > maxTopic {
 				shaped.Topic = shaped.Topic[:maxTopic] // what cannot be sent need not be kept whole, but it must be kept
 			}
-			if s.bytes, err = appendRecord(s.bytes, c.Route.Name, &shaped); err != nil {
+			if s.bytes, s.last.at, err = appendRecord(s.bytes, c.Route.Name, &shaped); err != nil {
 				return fmt.Errorf("ingest: %w", err)
 			}
+			s.last.plain = c.Err == nil && shaped.Topic == m.Topic
+			s.last.same = s.last.plain && shaped.QoS == m.QoS && shaped.Retain == m.Retain
 		}
 		s.ends = append(s.ends, len(s.bytes))
 	}
 	start := 0
-	s.letter, s.plain = s.letter[:0], false
+	s.letter = s.letter[:0]
 	for i := range s.copies {
 		c := &s.copies[i]
 		rec := s.bytes[start:s.ends[i]:s.ends[i]]
@@ -172,10 +182,8 @@ func (p *plan) encode(s *scratch, m *message.Message) error {
 			var r buffer.Record
 			s.letter, r = out.dead.record(s.letter, c.Err.Error(), rec)
 			s.records = append(s.records, r)
-			s.plain = false
 		default:
 			s.records = append(s.records, buffer.Record{Queue: out.queues[c.Route.Lane], Data: rec, Lifetime: lifetime(m, c.Route.Expire)})
-			s.plain = c.Topic == m.Topic // else it is shaped by its route
 		}
 	}
 	return nil

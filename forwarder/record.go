@@ -25,15 +25,14 @@ import (
 
 var errRecordCut = errors.New("record is cut short")
 
-// appendRecord appends the record of m, shaped by the route, to b.
-func appendRecord(b []byte, route string, m *message.Message) ([]byte, error) {
-	start := len(b)
-	b = appendText(b, route)
-	b, err := m.AppendBinary(b)
-	if err != nil {
-		return b[:start], err
+// appendRecord appends the record of m, shaped by the route, to b. It also returns where in that the message begins.
+func appendRecord(b []byte, route string, m *message.Message) (rec []byte, at int, err error) {
+	rec = appendText(b, route)
+	at = len(rec)
+	if rec, err = m.AppendBinary(rec); err != nil {
+		return b, 0, err
 	}
-	return b, nil
+	return rec, at, nil
 }
 
 // splitRecord takes a record apart without decoding its message. Both parts alias rec.

@@ -13,7 +13,7 @@ func TestRecordGolden(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	rec, err := appendRecord([]byte("before"), "route", &m)
+	rec, _, err := appendRecord([]byte("before"), "route", &m)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -32,7 +32,7 @@ func TestRecordGolden(t *testing.T) {
 }
 
 func TestCutRecords(t *testing.T) {
-	rec, err := appendRecord(nil, "route", &message.Message{Topic: "a", Payload: []byte("p")})
+	rec, _, err := appendRecord(nil, "route", &message.Message{Topic: "a", Payload: []byte("p")})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -50,7 +50,7 @@ func TestCutRecords(t *testing.T) {
 }
 
 func FuzzReadRecord(f *testing.F) {
-	rec, err := appendRecord(nil, "route", &message.Message{Topic: "a", Payload: []byte("p"), Properties: []message.Property{{Key: "k", Value: "v"}}})
+	rec, _, err := appendRecord(nil, "route", &message.Message{Topic: "a", Payload: []byte("p"), Properties: []message.Property{{Key: "k", Value: "v"}}})
 	if err != nil {
 		f.Fatal(err)
 	}
@@ -59,7 +59,7 @@ func FuzzReadRecord(f *testing.F) {
 	f.Add([]byte("\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01"))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		if s, err := ReadRecord(b); err == nil {
-			again, err := appendRecord(nil, s.Route, &s.Message)
+			again, _, err := appendRecord(nil, s.Route, &s.Message)
 			if err != nil {
 				return // a topic longer than MQTT allows cannot be written again
 			}

@@ -1,6 +1,7 @@
 package forwarder
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -64,6 +65,7 @@ func TestRiderEndsWithTheMessage(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := map[buffer.Seq]string{}
+	same := 0 // copies that differ in nothing but the ID
 	for i := range 200 {
 		m := message.Message{
 			ID: message.NewID(), Topic: []string{"plain/x", "shaped/x", "both/x", "none/x"}[i%4], Received: time.Now(), QoS: message.QoS(i % 3), Retain: i%5 == 0,
@@ -71,6 +73,9 @@ func TestRiderEndsWithTheMessage(t *testing.T) {
 		}
 		if i%7 == 0 {
 			m.Properties = []message.Property{{Key: "k", Value: "v"}}
+		}
+		if i%4 == 0 && m.QoS == 1 && !m.Retain {
+			same++
 		}
 		head := fmt.Sprint("those who take ", i)
 		data, err := m.AppendBinary([]byte(head))
@@ -88,15 +93,33 @@ func TestRiderEndsWithTheMessage(t *testing.T) {
 		want[with.Must[0].Seq], want[with.May[0].Seq], want[with.May[1].Seq] = "must", string(data), "retained"
 	}
 	for _, when := range []string{"beside the copies", "alone"} {
-		n := 0
+		n, shared := 0, 0
 		if err := sessions.Scan(0, func(rec buffer.Rec) bool {
-			if n++; string(rec.Data) != want[rec.Seq] {
-				t.Errorf("%s: record %d is %.40q, want %.40q", when, rec.Seq, rec.Data, want[rec.Seq])
+			got, ofCopy := original(rec.Data)
+			if n++; got != want[rec.Seq] {
+				t.Errorf("%s: record %d is %.40q, want %.40q", when, rec.Seq, got, want[rec.Seq])
+			}
+			if ofCopy {
+				shared++
 			}
 			return true
 		}); err != nil || n != len(want) {
 			t.Fatalf("%d of %d: %v", n, len(want), err)
 		}
+		if shared != same {
+			t.Errorf("%s: %d have the message of a copy, want %d", when, shared, same)
+		}
 		r.f.outs[0].queues[0].Purge()
 	}
+}
+
+// original is the rider with the ID of the message itself, and whether it had that of a copy.
+func original(rider []byte) (data string, ofCopy bool) {
+	if !bytes.HasPrefix(rider, []byte("those who take ")) {
+		return string(rider), false
+	}
+	number := len(rider) - len(message.Rest(rider[bytes.IndexByte(rider, 1):])) - 2 // of the copy, the end of the ID
+	ofCopy = rider[number]|rider[number+1] != 0
+	rider[number], rider[number+1] = 0, 0
+	return string(rider), ofCopy
 }

@@ -5,7 +5,6 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"runtime"
-	"slices"
 	"testing"
 	"time"
 
@@ -39,7 +38,7 @@ func BenchmarkRoute(b *testing.B) {
 				recs := append([]Record{{Queue: q, Data: scratch}}, r.May...)
 				recs = append(recs, r.Must...)
 				if r.Message { // as the forwarder does it
-					recs[1].Data, recs[1].SameEnd = msg.AppendHead(slices.Clip(r.May[0].Data)), len(message.Rest(scratch))
+					recs[1].SameEnd = len(scratch)
 				}
 				for {
 					pos, err := l.Append(recs...)

@@ -25,6 +25,7 @@ type world struct {
 	log  *buffer.Log
 	m    *Manager
 
+	uplink  *buffer.Queue
 	clients []*client
 	n       int            // of the newest message
 	sent    map[int]sentTo // what becomes of each message
@@ -95,6 +96,9 @@ func (w *world) start() {
 	w.t.Helper()
 	var err error
 	if w.log, err = buffer.Open("/log", buffer.Options{FS: w.disk, SegmentBytes: 64 << 10, Compress: true}); err != nil {
+		w.t.Fatal(err)
+	}
+	if w.uplink, err = w.log.Queue("uplink", buffer.QueueOptions{Bound: w.log.NewBound(256<<10, buffer.DropOldest)}); err != nil {
 		w.t.Fatal(err)
 	}
 	st, err := OpenStore(w.log, 1<<20, slog.New(slog.DiscardHandler))
@@ -253,16 +257,28 @@ func (c *client) receive() {
 	c.inbound[c.nextID] = wait(r.Ticket) == nil
 }
 
-// take is what a forwarder does for a message that no route wants.
+// take is what a forwarder does for a message that no route wants, or for one with a copy for an uplink, which has the same bytes.
 func (w *world) take(msg *message.Message, r Riders) (message.Ticket, error) {
+	all := append(slices.Clone(r.May), r.Must...)
 	if r.Message {
-		data, err := msg.AppendBinary(slices.Clone(r.May[0].Data))
-		if err != nil {
-			return message.Ticket{}, err
+		first := &all[0]
+		if w.rnd.IntN(2) == 0 {
+			c := *msg
+			c.ID = msg.ID.Copy(1)
+			data, err := c.AppendBinary([]byte("route"))
+			if err != nil {
+				return message.Ticket{}, err
+			}
+			first.SameEnd = len(data) - len("route")
+			all = append([]Record{{Queue: w.uplink, Data: data}}, all...)
+		} else {
+			data, err := msg.AppendBinary(slices.Clone(first.Data))
+			if err != nil {
+				return message.Ticket{}, err
+			}
+			first.Data = data
 		}
-		r.May[0].Data = data
 	}
-	all := append(slices.Clone(r.Must), r.May...)
 	if len(all) == 0 {
 		return message.Ticket{}, nil
 	}
@@ -270,8 +286,12 @@ func (w *world) take(msg *message.Message, r Riders) (message.Ticket, error) {
 	if err != nil {
 		return message.Ticket{}, err
 	}
-	copy(r.Must, all)
-	copy(r.May, all[len(r.Must):])
+	own := all[len(all)-len(r.May)-len(r.Must):]
+	copy(r.May, own)
+	copy(r.Must, own[len(r.May):])
+	if w.rnd.IntN(200) == 0 {
+		w.uplink.Purge() // the cloud has them
+	}
 	return message.NewTicket(w.log, pos), nil
 }
 

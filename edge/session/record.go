@@ -105,6 +105,7 @@ func decodeStored(b []byte) ([]taker, message.Message, error) {
 		return nil, message.Message{}, d.err
 	}
 	m, err := message.Decode(d.b)
+	m.ID = m.ID.Copy(0) // the bytes may be those of a copy (Riders.Message)
 	return takers, m, err
 }
 

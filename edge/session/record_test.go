@@ -91,6 +91,13 @@ func FuzzStored(f *testing.F) {
 	if err != nil || !reflect.DeepEqual(takers, want) || got.Topic != m.Topic || !bytes.Equal(got.Payload, m.Payload) {
 		f.Fatalf("%v: %+v, %+v", err, takers, got)
 	}
+	m.ID = m.ID.Copy(3)
+	if b, err = appendStored(nil, full, &m); err != nil {
+		f.Fatal(err)
+	}
+	if _, again, err := decodeStored(b); err != nil || again.ID != got.ID {
+		f.Fatalf("the bytes of a copy give %s, want %s: %v", again.ID, got.ID, err)
+	}
 	f.Add(b)
 	f.Fuzz(func(_ *testing.T, b []byte) {
 		_, _, _ = decodeStored(b)

@@ -32,7 +32,7 @@ type Riders struct {
 	// May are left out where the log has no room for them; their Seq stays 0 then.
 	May []Record
 	// Message says that the first of May is what stands before the message: the bytes of that, as its AppendBinary writes them, are to
-	// follow there.
+	// follow there. Its ID may be that of a copy.
 	Message bool
 }
 
@@ -213,8 +213,11 @@ func (st *Store) settle() {
 	for st.acks.len() > 0 {
 		a := st.acks.at(0)
 		durable := st.log.Durable(a.pos)
-		if !durable && !st.log.Durable(st.acks.at(st.acks.len()-1).pos) {
-			break
+		if !durable {
+			if !st.log.Durable(st.acks.at(st.acks.len() - 1).pos) {
+				break
+			}
+			durable = st.log.Durable(a.pos) // both may have come between the two looks
 		}
 		// What is not durable although something behind it is, the disk failed to take: what it was to replace stays.
 		if durable {

@@ -53,6 +53,7 @@ func newMosquitto(t *testing.T, extra []string) *mosquitto {
 		t.Fatal(err)
 	}
 	webSocketListeners.Store("127.0.0.1:"+port, "ws://127.0.0.1:"+wsPort)
+	t.Cleanup(func() { webSocketListeners.Delete("127.0.0.1:" + port) }) // the port may be lent to another test
 	lines := append([]string{
 		"listener " + wsPort + " 127.0.0.1", "protocol websockets", // comes with a port of its own
 		"listener " + port + " 127.0.0.1", "allow_anonymous true", "persistence true", "persistence_location " + dir + "/",

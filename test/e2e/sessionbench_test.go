@@ -23,7 +23,7 @@ func BenchmarkOfflineSessions(b *testing.B) {
 }
 
 func compareSessions(b *testing.B, ackRate ackRater, size, window int) {
-	const rounds, subscribers = 11, 10
+	const rounds, subscribers = 21, 10
 	sections := []string{
 		"[broker]\n  session_store = \"8GiB\"\n  session_queue = \"8GiB\"\n[route.up]\n  from = [\"plant/#\"]\n",
 		uplinkTo("cloud", "mqtt://127.0.0.1:9", "5", "[uplink.cloud.buffer]\n  max_bytes = \"2GiB\""),
