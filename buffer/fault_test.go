@@ -102,6 +102,14 @@ func TestDeadDisk(t *testing.T) {
 		if l.Durable(p) {
 			t.Fatal("a failed record became durable when the disk healed")
 		}
+		if settled, err := l.Settled(p); !settled || !errors.Is(err, ErrFailed) {
+			t.Fatalf("the failed record: %v, %v", settled, err)
+		}
+		for at, want := range map[Pos]bool{p - 1: true, p + 1: true, p + 2: false} {
+			if settled, err := l.Settled(at); settled != want || err != nil {
+				t.Fatalf("position %d, %d failed: %v, %v", at, p, settled, err)
+			}
+		}
 		called := false
 		l.Notify(p, func(err error) { called = errors.Is(err, ErrFailed) })
 		if !called {

@@ -28,6 +28,20 @@ func (l *Log) Durable(p Pos) bool {
 	return !l.lostPos(p)
 }
 
+// Settled tells whether it is decided what becomes of the record with position p, and then the error that keeps it from being durable. A log
+// that is closed decides nothing any more.
+func (l *Log) Settled(p Pos) (bool, error) {
+	switch {
+	case p > l.settled.Load():
+		return false, nil
+	case !l.anyLost.Load():
+		return true, nil
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.outcome(p)
+}
+
 // Notify calls f once: with nil when the record with position p is durable, at once if it is, else with the error that prevents it. f runs
 // on the committing goroutine: it must be quick and must not wait for the log.
 func (l *Log) Notify(p Pos, f func(error)) {

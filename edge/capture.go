@@ -170,11 +170,12 @@ func (p *peer) route(pub session.Publication) (message.Ticket, error) {
 // behindPause is how long to wait where there is no commit to wait for and Ingest is behind all the same.
 const behindPause = 20 * time.Millisecond
 
-// await waits until t is durable, or for a moment when it is so already. It returns an error when ctx ended before or the
-// disk failed.
+// await waits until t is durable, or for a moment when it is so already or never will be. It returns an error when ctx ended before.
 func await(ctx context.Context, t message.Ticket) error {
 	if !t.Durable() {
-		return t.Wait(ctx)
+		if err := t.Wait(ctx); err == nil || ctx.Err() != nil {
+			return err
+		} // the disk failed, and may be well again
 	}
 	pause := time.NewTimer(behindPause)
 	defer pause.Stop()

@@ -56,7 +56,9 @@ func TestRiderEndsWithTheMessage(t *testing.T) {
 	cloud := newFakeCloud(takeAll)
 	cloud.setOffline(true)
 	routes := map[string]config.Route{
-		"plain": {From: []string{"plain/#", "both/#"}, Retain: "clear"}, "shaped": {From: []string{"shaped/#", "both/#"}, Topic: "elsewhere/{topic}", Retain: "clear"},
+		"plain":  {From: []string{"plain/#", "both/#", "letter/#"}, Retain: "clear"},
+		"shaped": {From: []string{"shaped/#", "both/#"}, Topic: "elsewhere/{topic}", Retain: "clear"},
+		"user":   {From: []string{"letter/#"}, Topic: "{user}"}, // there is none
 	}
 	r := open(t, t.TempDir(), testConfig(routes, "cloud"), map[string]*fakeCloud{"cloud": cloud})
 	defer r.close()
@@ -68,13 +70,13 @@ func TestRiderEndsWithTheMessage(t *testing.T) {
 	same := 0 // copies that differ in nothing but the ID
 	for i := range 200 {
 		m := message.Message{
-			ID: message.NewID(), Topic: []string{"plain/x", "shaped/x", "both/x", "none/x"}[i%4], Received: time.Now(), QoS: message.QoS(i % 3), Retain: i%5 == 0,
+			ID: message.NewID(), Topic: []string{"plain/x", "shaped/x", "both/x", "none/x", "letter/x"}[i%5], Received: time.Now(), QoS: message.QoS(i % 3), Retain: i%4 == 0,
 			Payload: []byte(strings.Repeat(fmt.Sprint(i, " "), i)), Source: message.Source{Protocol: message.MQTT, Client: "dev"},
 		}
 		if i%7 == 0 {
 			m.Properties = []message.Property{{Key: "k", Value: "v"}}
 		}
-		if i%4 == 0 && m.QoS == 1 && !m.Retain {
+		if i%5 == 0 && m.QoS == 1 && !m.Retain {
 			same++
 		}
 		head := fmt.Sprint("those who take ", i)
@@ -84,7 +86,7 @@ func TestRiderEndsWithTheMessage(t *testing.T) {
 		}
 		with := Riders{
 			Must: []buffer.Record{{Queue: sessions, Data: []byte("must")}}, Message: true,
-			May: []buffer.Record{{Queue: sessions, Data: []byte(head)}, {Queue: sessions, Data: []byte("retained")}},
+			May: []buffer.Record{{Queue: sessions, Data: []byte(head), Lifetime: time.Hour}, {Queue: sessions, Data: []byte("retained")}},
 		}
 		tk, err := r.f.IngestWith(m, with)
 		if err != nil || tk.Wait(t.Context()) != nil || with.Must[0].Seq == 0 || with.May[1].Seq == 0 || string(with.May[0].Data) != head {
@@ -101,6 +103,9 @@ func TestRiderEndsWithTheMessage(t *testing.T) {
 			}
 			if ofCopy {
 				shared++
+			}
+			if strings.HasPrefix(got, "those who take ") && rec.Lifetime() != time.Hour {
+				t.Errorf("%s: record %d is good for %s", when, rec.Seq, rec.Lifetime())
 			}
 			return true
 		}); err != nil || n != len(want) {

@@ -154,7 +154,7 @@ func (b *Bridge) offer(ctx context.Context, m message.Message, to message.Ingest
 			return t, b.final(&m, err)
 		}
 		var late behind
-		if errors.As(err, &late) && !late.After().Durable() && late.After().Wait(ctx) == nil {
+		if errors.As(err, &late) && commit(ctx, late.After()) {
 			continue
 		}
 		if since.IsZero() {
@@ -169,6 +169,17 @@ func (b *Bridge) offer(ctx context.Context, m message.Message, to message.Ingest
 		}
 		wait = min(2*wait, busyLimit)
 	}
+}
+
+// commitPause is how long to wait where there is no commit to wait for and the gateway is behind all the same.
+const commitPause = 20 * time.Millisecond
+
+// commit waits until t is durable, or for a moment when it is so already. It reports whether another offer is worth it.
+func commit(ctx context.Context, t message.Ticket) bool {
+	if t.Durable() {
+		return sleep(ctx, commitPause)
+	}
+	return t.Wait(ctx) == nil
 }
 
 func (b *Bridge) tookAgain(since time.Time) {

@@ -1,6 +1,10 @@
 package session
 
-import "tidegate/buffer"
+import (
+	"cmp"
+
+	"tidegate/buffer"
+)
 
 // answer is a packet that is written when pos is on disk, or a message that is released then.
 type answer struct {
@@ -37,14 +41,16 @@ func (s *Session) queueAnswer(a answer) {
 func (s *Session) answered(err error) {
 	s.mu.Lock()
 	var failed Conn
+	var cause error
 	for len(s.j.answers) > 0 {
 		a := s.j.answers[0]
-		if !s.m.store.log.Durable(a.pos) {
-			if err == nil {
-				break
-			}
+		settled, lost := s.m.store.log.Settled(a.pos)
+		if !settled && err == nil {
+			break
+		}
+		if !settled || lost != nil {
 			// What the disk has failed to take stands in memory only.
-			s.j.stale, failed = true, a.conn
+			s.j.stale, failed, cause = true, a.conn, cmp.Or(lost, err)
 			a.packet = nil
 		}
 		s.j.answers = s.j.answers[1:]
@@ -64,6 +70,6 @@ func (s *Session) answered(err error) {
 	s.wake.Broadcast()
 	s.mu.Unlock()
 	if failed != nil {
-		failed.Fail(err)
+		failed.Fail(cause)
 	}
 }

@@ -1,6 +1,7 @@
 package session
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
 	"log/slog"
@@ -38,6 +39,7 @@ type world struct {
 type sentTo struct {
 	topic    string
 	qos      message.QoS
+	payload  []byte
 	promised bool  // it was on disk before anything failed
 	who      []int // clients that subscribed to it for certain
 }
@@ -184,6 +186,9 @@ func (c *client) publish(head byte, body []byte) {
 	n := int(binary.BigEndian.Uint16(body))
 	id := binary.BigEndian.Uint16(body[2+n:])
 	number := int(binary.BigEndian.Uint32(body[4+n:]))
+	if want := c.w.sent[number].payload; !bytes.Equal(body[4+n:], want) {
+		c.w.t.Fatalf("client %d: message %d is %x, want %x", c.index, number, body[4+n:], want)
+	}
 	qos, dup := head>>1&3, head&flagDup != 0
 	switch {
 	case qos == 1:
@@ -318,7 +323,10 @@ func (w *world) publishOne(topic string, qos message.QoS) {
 		}
 	}
 	payload := binary.BigEndian.AppendUint32(nil, uint32(w.n))
-	payload = append(payload, make([]byte, w.rnd.IntN(300))...)
+	for range w.rnd.IntN(300) {
+		payload = append(payload, byte(w.rnd.Uint32()))
+	}
+	x.payload = payload
 	w.sent[w.n] = x
 	r, err := w.m.Route(Publication{Msg: &message.Message{ID: message.NewID(), Topic: x.topic, QoS: x.qos, Payload: payload}, Take: w.take})
 	if err != nil {

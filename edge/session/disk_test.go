@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 
 	"tidegate/buffer"
 )
@@ -15,6 +16,8 @@ type disk struct {
 	mu    sync.Mutex
 	files map[string]*diskFile
 	dead  bool
+	// broken: it can be read, but takes nothing.
+	broken atomic.Bool
 }
 
 type diskFile struct {
@@ -22,7 +25,10 @@ type diskFile struct {
 	data, synced []byte
 }
 
-var errDead = errors.New("the process is dead")
+var (
+	errDead   = errors.New("the process is dead")
+	errBroken = errors.New("the disk takes nothing")
+)
 
 func newDisk() *disk { return &disk{files: map[string]*diskFile{}} }
 
@@ -54,10 +60,18 @@ func (d *disk) do(f func() error) error {
 	return f()
 }
 
+// change is do for what changes files.
+func (d *disk) change(f func() error) error {
+	if d.broken.Load() {
+		return errBroken
+	}
+	return d.do(f)
+}
+
 func (d *disk) MkdirAll(string) error { return nil }
 
 func (d *disk) Create(path string) (f buffer.File, err error) {
-	return f, d.do(func() error {
+	return f, d.change(func() error {
 		if d.files[path] != nil {
 			return fs.ErrExist
 		}
@@ -126,7 +140,7 @@ func (f *diskFile) ReadAt(b []byte, off int64) (n int, err error) {
 }
 
 func (f *diskFile) WriteAt(b []byte, off int64) (n int, err error) {
-	return n, f.d.do(func() error {
+	return n, f.d.change(func() error {
 		if grow := int(off) + len(b) - len(f.data); grow > 0 {
 			f.data = append(f.data, make([]byte, grow)...)
 		}
@@ -136,7 +150,7 @@ func (f *diskFile) WriteAt(b []byte, off int64) (n int, err error) {
 }
 
 func (f *diskFile) Sync() error {
-	return f.d.do(func() error {
+	return f.d.change(func() error {
 		f.synced = append(f.synced[:0], f.data...)
 		return nil
 	})

@@ -64,10 +64,14 @@ func (m *Manager) end(s *Session, reason string) {
 
 // finish does what is left to do about sessions that have ended. No lock is held.
 func (m *Manager) finish() {
+	regained := m.giveBack()
 	m.mu.Lock()
 	all := m.endings
 	m.endings = nil
 	m.mu.Unlock()
+	if regained {
+		all = joined(all)
+	}
 	for i := range all {
 		if e := &all[i]; !m.finishOne(e) {
 			m.mu.Lock()
@@ -75,6 +79,22 @@ func (m *Manager) finish() {
 			m.mu.Unlock()
 		}
 	}
+}
+
+// joined makes one of the endings of each session: its records go in one step.
+func joined(all []ending) []ending {
+	place := make(map[uint64]int)
+	out := all[:0]
+	for _, e := range all {
+		if i, there := place[e.number]; there && e.number != 0 {
+			out[i].recs = append(out[i].recs, e.recs...)
+			out[i].left, out[i].done = append(out[i].left, e.left...), append(out[i].done, e.done...)
+			continue
+		}
+		place[e.number] = len(out)
+		out = append(out, e)
+	}
+	return out
 }
 
 // finishOne does so for one. It returns false when the store could not note it.
@@ -88,11 +108,24 @@ func (m *Manager) finishOne(e *ending) bool {
 	if err != nil {
 		return false
 	}
-	m.store.later(m.store.state, pos, append(e.recs, recs[0].Seq)...)
+	m.store.later(endedSession{m, e.number}, m.store.state, pos, append(e.recs, recs[0].Seq)...)
 	for _, seq := range e.done {
 		m.store.release(seq)
 	}
 	return true
+}
+
+// endedSession is one of which there may be records still.
+type endedSession struct {
+	m      *Manager
+	number uint64
+}
+
+// regain takes records back: that the session has ended has to be noted again.
+func (e endedSession) regain(seqs []buffer.Seq) {
+	e.m.mu.Lock()
+	defer e.m.mu.Unlock()
+	e.m.endings = append(e.m.endings, ending{number: e.number, recs: seqs})
 }
 
 // passOn gives what was left to other members of shared subscriptions and counts the rest.

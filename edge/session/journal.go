@@ -203,8 +203,23 @@ func (s *Session) rewrite() error {
 		return err
 	}
 	s.j.whole, s.j.changed, s.j.moved, s.j.stale = len(rec), 0, false, false
-	s.m.store.later(s.m.store.state, s.j.pos, before...)
+	s.m.store.later(s, s.m.store.state, s.j.pos, before...)
 	return nil
+}
+
+// regain takes records back that a snapshot was to replace which is not on disk: the next one has to.
+func (s *Session) regain(seqs []buffer.Seq) {
+	s.mu.Lock()
+	ended := s.ended
+	if !ended {
+		s.j.recs = append(s.j.recs, seqs...)
+		s.j.stale = true
+	}
+	s.mu.Unlock()
+	if ended {
+		ended := endedSession{s.m, s.j.number}
+		ended.regain(seqs)
+	}
 }
 
 // flush writes what of s need not be on disk at once. The Manager's order is held.
@@ -236,7 +251,7 @@ func (m *Manager) Flush() {
 	if m.store == nil {
 		return
 	}
-	m.store.Settle()
+	m.finish()
 	states, retained := m.store.takeGone()
 	m.flushRetained(retained)
 	m.mu.Lock()
@@ -257,6 +272,20 @@ func (m *Manager) Flush() {
 		}
 	}
 	m.store.Settle()
+}
+
+// giveBack gives records back to their owners that stay because of a failure of the disk, and reports whether there were any. No lock is
+// held.
+func (m *Manager) giveBack() bool {
+	if m.store == nil {
+		return false
+	}
+	m.store.Settle()
+	failed := m.store.takeFailed()
+	for _, r := range failed {
+		r.of.regain(r.seqs)
+	}
+	return len(failed) > 0
 }
 
 // stain marks s as stale where one of its records is gone from the disk.

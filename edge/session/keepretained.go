@@ -31,18 +31,36 @@ func (m *Manager) retainedStored(topic string, something bool, seq, old buffer.S
 	if old != 0 {
 		late = append(late, old)
 	}
+	m.mu.Unlock()
 	if seq == 0 && (something || len(late) > 0) {
-		if m.unkept == nil {
-			m.unkept = make(map[string][]buffer.Seq)
-		}
-		m.unkept[topic] = late // the next Flush tries again
+		m.unkeep(topic, late...) // the next Flush tries again
 		late = nil
 	}
-	m.mu.Unlock()
 	if seq != 0 && !something {
 		late = append(late, seq)
 	}
-	m.store.later(m.store.retained, pos, late...)
+	if len(late) > 0 {
+		m.store.later(retainedTopic{m, topic}, m.store.retained, pos, late...)
+	}
+}
+
+// retainedTopic is a topic with records of which one is enough.
+type retainedTopic struct {
+	m     *Manager
+	topic string
+}
+
+// regain takes records back that another was to replace which is not on disk: the next Flush writes what the topic has.
+func (t retainedTopic) regain(seqs []buffer.Seq) { t.m.unkeep(t.topic, seqs...) }
+
+// unkeep has the next Flush write what topic has, in the place of seqs.
+func (m *Manager) unkeep(topic string, seqs ...buffer.Seq) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.unkept == nil {
+		m.unkept = make(map[string][]buffer.Seq)
+	}
+	m.unkept[topic] = append(m.unkept[topic], seqs...)
 }
 
 // unretain gives up the records of retained messages that have expired.
@@ -52,15 +70,18 @@ func (m *Manager) unretain(seqs []buffer.Seq) {
 	}
 }
 
+// owes reports whether the disk has records of topic that are outdated, for all that is known in memory.
+func (m *Manager) owes(topic string) bool {
+	m.giveBack()
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return len(m.unkept[topic]) > 0
+}
+
 // flushRetained stores what could not be stored when it was retained, or is lost from the disk.
 func (m *Manager) flushRetained(lost []buffer.Seq) {
 	for topic, seq := range m.retained.where(lost) {
-		m.mu.Lock()
-		if m.unkept == nil {
-			m.unkept = make(map[string][]buffer.Seq)
-		}
-		m.unkept[topic] = append(m.unkept[topic], seq)
-		m.mu.Unlock()
+		m.unkeep(topic, seq)
 	}
 	m.mu.Lock()
 	topics := make([]string, 0, len(m.unkept))
@@ -94,10 +115,11 @@ func (m *Manager) storeRetained(topic string) bool {
 	if err != nil {
 		return false
 	}
+	var old buffer.Seq
 	if something {
-		m.retained.set(msg, recs[0].Seq)
+		_, old = m.retained.set(msg, recs[0].Seq)
 	}
-	m.retainedStored(topic, something, recs[0].Seq, 0, pos)
+	m.retainedStored(topic, something, recs[0].Seq, old, pos)
 	return true
 }
 

@@ -58,7 +58,8 @@ type Store struct {
 	mu     sync.Mutex // guards what follows; no other lock is taken under it but the log's
 	acks   ring[pendingAck]
 	due    []buffer.Seq // memory of settle
-	number uint64       // of the newest session
+	failed []returned
+	number uint64 // of the newest session
 	// goneStates and goneRetained are what torn is about.
 	goneStates   map[buffer.Seq]bool
 	goneRetained []buffer.Seq
@@ -69,6 +70,17 @@ type pendingAck struct {
 	pos buffer.Pos
 	q   *buffer.Queue
 	seq buffer.Seq
+	of  owner
+}
+
+// owner gets records back that stay, because the disk has failed to take what was to stand in their place. No lock is held.
+type owner interface{ regain(seqs []buffer.Seq) }
+
+// returned are records that belong together.
+type returned struct {
+	pos  buffer.Pos
+	of   owner
+	seqs []buffer.Seq
 }
 
 // fetchers is how many sessions read from the disk at a time. Each may take a MiB or two of memory meanwhile.
@@ -180,21 +192,21 @@ func (st *Store) await(err error) bool {
 		return false
 	}
 	if t := st.ticket(st.pos.Load()); !t.Durable() {
-		done := make(chan struct{})
-		t.Done(func(error) { close(done) })
-		<-done
-		return true
+		if wait(t) == nil {
+			return true
+		}
 	}
 	time.Sleep(busyPause)
 	return true
 }
 
-// later acknowledges seqs of q as soon as pos is on disk.
-func (st *Store) later(q *buffer.Queue, pos buffer.Pos, seqs ...buffer.Seq) {
+// later acknowledges seqs of q as soon as pos is on disk. Where the disk fails to take that, their owner gets them back
+// (Manager.giveBack); without one they are of no use either way.
+func (st *Store) later(of owner, q *buffer.Queue, pos buffer.Pos, seqs ...buffer.Seq) {
 	st.mu.Lock()
 	defer st.mu.Unlock()
 	for _, seq := range seqs {
-		st.acks.push(pendingAck{pos, q, seq})
+		st.acks.push(pendingAck{pos, q, seq, of})
 	}
 	st.settle()
 }
@@ -206,21 +218,20 @@ func (st *Store) Settle() {
 	st.settle()
 }
 
-// settle acknowledges what belongs together at once: a session must not be found with a part of its records.
+// settle acknowledges what belongs together at once: a session must not be found with a part of its records. What belongs together has one
+// position; otherwise positions are in no order. mu is held.
 func (st *Store) settle() {
 	var q *buffer.Queue
 	st.due = st.due[:0]
 	for st.acks.len() > 0 {
 		a := st.acks.at(0)
-		durable := st.log.Durable(a.pos)
-		if !durable {
-			if !st.log.Durable(st.acks.at(st.acks.len() - 1).pos) {
-				break
-			}
-			durable = st.log.Durable(a.pos) // both may have come between the two looks
+		settled, err := st.log.Settled(a.pos)
+		if !settled {
+			break
 		}
-		// What is not durable although something behind it is, the disk failed to take: what it was to replace stays.
-		if durable {
+		if err != nil && a.of != nil {
+			st.fail(a)
+		} else {
 			if q != a.q && len(st.due) > 0 {
 				q.Ack(st.due...)
 				st.due = st.due[:0]
@@ -233,6 +244,24 @@ func (st *Store) settle() {
 	if len(st.due) > 0 {
 		q.Ack(st.due...)
 	}
+}
+
+// fail notes a record that stays. mu is held.
+func (st *Store) fail(a *pendingAck) {
+	if n := len(st.failed); n > 0 && st.failed[n-1].pos == a.pos && st.failed[n-1].of == a.of {
+		st.failed[n-1].seqs = append(st.failed[n-1].seqs, a.seq)
+		return
+	}
+	st.failed = append(st.failed, returned{a.pos, a.of, []buffer.Seq{a.seq}})
+}
+
+// takeFailed returns what is to be given back.
+func (st *Store) takeFailed() []returned {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	failed := st.failed
+	st.failed = nil
+	return failed
 }
 
 // newNumber gives a number for a session.
@@ -254,7 +283,7 @@ func (st *Store) used(number uint64) {
 func (st *Store) release(seq buffer.Seq) bool {
 	left, known := st.refs.release(seq)
 	if known && left == 0 && len(st.messages.Ack(seq)) == 0 {
-		st.later(st.messages, st.pos.Load(), seq) // its receiver was quicker than the disk
+		st.later(nil, st.messages, st.pos.Load(), seq) // its receiver was quicker than the disk
 	}
 	return known
 }
