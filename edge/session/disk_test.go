@@ -62,10 +62,12 @@ func (d *disk) do(f func() error) error {
 
 // change is do for what changes files.
 func (d *disk) change(f func() error) error {
-	if d.broken.Load() {
-		return errBroken
-	}
-	return d.do(f)
+	return d.do(func() error {
+		if d.broken.Load() {
+			return errBroken
+		}
+		return f()
+	})
 }
 
 func (d *disk) MkdirAll(string) error { return nil }

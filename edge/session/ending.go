@@ -51,7 +51,7 @@ func (m *Manager) end(s *Session, reason string) {
 		e.left = append(e.left, s.queue.Pop())
 	}
 	if s.j != nil {
-		e.number, e.recs = s.j.number, s.j.recs
+		e.number, e.recs = s.j.number, slices.Clip(s.j.recs)
 	}
 	s.addLevels(-s.levels)
 	s.m.memory.Add(-s.counted)
@@ -64,12 +64,12 @@ func (m *Manager) end(s *Session, reason string) {
 
 // finish does what is left to do about sessions that have ended. No lock is held.
 func (m *Manager) finish() {
-	regained := m.giveBack()
+	m.giveBack()
 	m.mu.Lock()
 	all := m.endings
 	m.endings = nil
 	m.mu.Unlock()
-	if regained {
+	if len(all) > 1 {
 		all = joined(all)
 	}
 	for i := range all {
@@ -103,12 +103,14 @@ func (m *Manager) finishOne(e *ending) bool {
 	if e.number == 0 {
 		return true
 	}
-	recs := []Record{{Queue: m.store.state, Data: appendHead(nil, kindEnd, e.number)}}
-	_, pos, err := m.store.append(recs...)
-	if err != nil {
-		return false
+	if len(e.recs) > 0 { // else the store knows nothing of it
+		end := []Record{{Queue: m.store.state, Data: appendHead(nil, kindEnd, e.number)}}
+		_, pos, err := m.store.append(end...)
+		if err != nil {
+			return false
+		}
+		m.store.later(endedSession{m, e.number}, m.store.state, pos, append(e.recs, end[0].Seq)...)
 	}
-	m.store.later(endedSession{m, e.number}, m.store.state, pos, append(e.recs, recs[0].Seq)...)
 	for _, seq := range e.done {
 		m.store.release(seq)
 	}

@@ -166,7 +166,7 @@ func (m *Manager) board(rd *riding, p *Publication) {
 	if !m.retained.fits(p.Msg) {
 		keep = gone(p.Msg)
 	}
-	if len(keep.Payload) > 0 || m.retained.has(p.Msg.Topic) || m.owes(p.Msg.Topic) {
+	if m.owes(p.Msg.Topic) || len(keep.Payload) > 0 || m.retained.has(p.Msg.Topic) {
 		at := len(rd.bytes)
 		if b, err := appendRetained(rd.bytes, keep); err == nil {
 			rd.bytes = b

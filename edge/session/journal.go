@@ -274,18 +274,18 @@ func (m *Manager) Flush() {
 	m.store.Settle()
 }
 
-// giveBack gives records back to their owners that stay because of a failure of the disk, and reports whether there were any. No lock is
-// held.
-func (m *Manager) giveBack() bool {
+// giveBack gives records back to their owners that stay because of a failure of the disk. When it returns all of them have theirs. No lock of
+// a session and not mu is held.
+func (m *Manager) giveBack() {
 	if m.store == nil {
-		return false
+		return
 	}
+	m.returning.Lock()
+	defer m.returning.Unlock()
 	m.store.Settle()
-	failed := m.store.takeFailed()
-	for _, r := range failed {
+	for _, r := range m.store.takeFailed() {
 		r.of.regain(r.seqs)
 	}
-	return len(failed) > 0
 }
 
 // stain marks s as stale where one of its records is gone from the disk.

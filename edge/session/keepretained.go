@@ -70,7 +70,8 @@ func (m *Manager) unretain(seqs []buffer.Seq) {
 	}
 }
 
-// owes reports whether the disk has records of topic that are outdated, for all that is known in memory.
+// owes reports whether the disk has records of topic that are outdated, for all that is known in memory. What is stored for the topic next
+// takes their place.
 func (m *Manager) owes(topic string) bool {
 	m.giveBack()
 	m.mu.Lock()

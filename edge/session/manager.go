@@ -97,6 +97,9 @@ type Manager struct {
 
 	crowds crowds // guarded by order
 
+	// returning makes giveBack one step. It is taken after retaining and before mu.
+	returning sync.Mutex
+
 	// mu guards what follows. It is taken before a session's own mu, never after.
 	mu       sync.Mutex
 	sessions map[string]*Session

@@ -124,24 +124,18 @@ func (x *stored) heal() {
 // TestFailedReplacements: where the disk fails to take what was to replace a record, that is replaced later. Otherwise a retained message that
 // was cleared, or a session that has ended, is there again after a restart.
 func TestFailedReplacements(t *testing.T) {
-	for name, after := range map[string]func(x *stored){
-		"at once":    func(*stored) {},
-		"next flush": (*stored).Flush,
-	} {
+	for _, name := range []string{"topics first", "sessions first", "after a flush"} {
 		t.Run(name, func(t *testing.T) {
 			x := newStored(t, newDisk(), Options{RetainedLimit: 100}, 1<<20)
 			x.kept("cleared", "there")
 			x.kept("changed", "old")
+			x.kept("cleared later", "old")
 			kept := x.attach("kept", &clientConn{})
 			ended := x.attach("ended", &clientConn{})
 			x.attach("ends while it fails", &clientConn{})
 
+			x.disk.mu.Lock() // no commit before everything is appended
 			x.disk.broken.Store(true)
-			for _, s := range []*Session{kept, ended} {
-				s.mu.Lock()
-				s.j.stale = true
-				s.mu.Unlock()
-			}
 			x.order.Lock()
 			for _, s := range []*Session{kept, ended} {
 				s.mu.Lock()
@@ -152,22 +146,36 @@ func TestFailedReplacements(t *testing.T) {
 			}
 			x.order.Unlock()
 			x.endClean("ends while it fails")
-			ticket, err := x.put("cleared", "")
-			if _, also := x.put("changed", "new"); err != nil || also != nil {
-				t.Fatal(err, also)
+			for _, topic := range []string{"changed", "cleared later"} {
+				if _, err := x.put(topic, "new"); err != nil {
+					t.Error(err)
+				}
 			}
-			if wait(ticket) == nil {
-				t.Fatal("the disk took it")
+			ticket, err := x.put("cleared", "")
+			x.disk.mu.Unlock()
+			if err != nil || wait(ticket) == nil {
+				t.Fatal("the disk took it", err)
 			}
 			x.heal()
-			x.kept("changed", "newest")
-			after(x)
-			x.endClean("ended")
-			x.kept("cleared", "") // it is told that this is done
+			if name == "after a flush" {
+				x.kept("changed", "newest")
+				x.Flush()
+			}
+			if name != "topics first" {
+				x.endClean("ended")
+			}
+			for _, topic := range []string{"cleared later", "cleared"} {
+				x.kept(topic, "") // it is told that this is done
+				x.store.Settle()
+				x.kept("another", topic)
+			}
+			if name == "topics first" {
+				x.endClean("ended")
+			}
 			if err := x.log.WaitAll(t.Context()); err != nil {
 				t.Fatal(err)
 			}
-			if name == "at once" { // kill -9, without another Flush
+			if name != "after a flush" { // kill -9, without another one
 				left := x.disk.cut(false)
 				_ = x.log.Close()
 				x = newStored(t, left, Options{RetainedLimit: 100}, 1<<20)
@@ -177,16 +185,18 @@ func TestFailedReplacements(t *testing.T) {
 					t.Fatal(err)
 				}
 				x.Flush()
-				if n := x.store.retained.Stats().Records; n != 2 {
-					t.Errorf("%d records of 2 retained messages", n)
+				if n := x.store.retained.Stats().Records; n != 3 {
+					t.Errorf("%d records of 3 retained messages", n)
 				}
 				x = x.again(Options{RetainedLimit: 100})
 				if got := x.Retained("changed"); len(got) != 1 || string(got[0].Payload) != "newest" {
 					t.Errorf("changed: %v", got)
 				}
 			}
-			if got := x.Retained("cleared"); len(got) > 0 {
-				t.Errorf("cleared, acknowledged, and there again after a restart: %q", got[0].Payload)
+			for _, topic := range []string{"cleared", "cleared later"} {
+				if got := x.Retained(topic); len(got) > 0 {
+					t.Errorf("%s: acknowledged, and there again after a restart: %q", topic, got[0].Payload)
+				}
 			}
 			if x.sessions["ended"] != nil || x.sessions["ends while it fails"] != nil || x.sessions["kept"] == nil {
 				t.Errorf("the sessions after a restart: %v", x.sessions)
@@ -222,6 +232,23 @@ func TestFailedAnswer(t *testing.T) {
 	s.answered(nil)
 	if len(s.j.answers) > 0 || s.j.silent > 0 || !s.j.stale || !conn.closed {
 		t.Errorf("%d answers wait, %d of them SUBACKs; stale %v, ended %v", len(s.j.answers), s.j.silent, s.j.stale, conn.closed)
+	}
+}
+
+// TestEndingsOnDeadDisk: of sessions that were never on disk nothing has to be noted when they end.
+func TestEndingsOnDeadDisk(t *testing.T) {
+	x := newStored(t, newDisk(), Options{}, 1<<20)
+	x.attach("known", &clientConn{})
+	x.disk.broken.Store(true)
+	for range 100 {
+		for _, client := range []string{"known", "new"} {
+			conn := &clientConn{}
+			x.Attach(Connect{Conn: conn, Client: client, Version: 5, Expiry: time.Hour, Allow: allowAll})
+			x.endClean(client)
+		}
+	}
+	if n := len(x.endings); n > 1 {
+		t.Errorf("%d endings wait for the disk", n)
 	}
 }
 
