@@ -12,7 +12,8 @@ import (
 // number, which never changes.
 type journal struct {
 	number uint64
-	// recs are its records; all but the newest snapshot and what follows are acknowledged.
+	// recs are its records: the newest snapshot and what follows. Those before it are acknowledged, but for some that a snapshot was to
+	// replace which the disk failed to take.
 	recs []buffer.Seq
 	// whole and changed are the bytes of the newest snapshot and of the changes behind it.
 	whole, changed int

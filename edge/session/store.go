@@ -58,8 +58,8 @@ type Store struct {
 	mu     sync.Mutex // guards what follows; no other lock is taken under it but the log's
 	acks   ring[pendingAck]
 	due    []buffer.Seq // memory of settle
-	failed []returned
-	number uint64 // of the newest session
+	failed []returned   // for Manager.giveBack
+	number uint64       // of the newest session
 	// goneStates and goneRetained are what torn is about.
 	goneStates   map[buffer.Seq]bool
 	goneRetained []buffer.Seq

@@ -75,7 +75,7 @@ func escape(b []byte) (n int, ok bool) {
 	return 6, false
 }
 
-// unit reads \uXXXX; less than 0: it is another escape, or none.
+// unit reads \u and four hexadecimal digits; less than 0: it is another escape, or none.
 func unit(b []byte) int64 {
 	if len(b) < 6 || b[0] != '\\' || b[1] != 'u' {
 		return -1
